@@ -1,0 +1,165 @@
+"""What the user wants, frozen. config.py makes these from cluster.yaml and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from clusterctl.secret import Secret
+
+DEFAULT_IMAGE = "vllm/vllm-openai:v0.17.1"  # the last official image that still carries Ray
+
+NO_ENV: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class DevicesSpec:
+    """Which devices a node gives the cluster.
+
+    kind "auto": GPUs where the host has any, else an error that says how to ask for CPU slots.
+    kind "cpu": `count` slots (processes) a node, a Ray resource of its own (raycluster.CPU_SLOT).
+    count None: all that the host has (gpu), one (cpu).
+    """
+
+    kind: Literal["auto", "gpu", "cpu"] = "auto"
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class MountSpec:
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How nodes find each other. None: chosen by mutual reachability, RDMA-capable first."""
+
+    interface: str | None = None
+    subnet: str | None = None
+    allow_public_address: bool = False
+
+
+@dataclass(frozen=True)
+class RaySpec:
+    """Ray's ports are pinned, so that a firewall can be described and a clash can be named."""
+
+    port: int = 6379
+    node_manager_port: int = 6380
+    object_manager_port: int = 6381
+    runtime_env_agent_port: int = 6382
+    dashboard_agent_grpc_port: int = 6383
+    metrics_export_port: int = 6384
+    dashboard_agent_listen_port: int = 52365
+    dashboard_port: int = 8265
+    client_server_port: int = 10001
+    min_worker_port: int = 10002
+    max_worker_port: int = 10999
+    insecure: bool = False
+    object_store_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class ProxySpec:
+    http: str | None = None
+    https: str | None = None
+    no_proxy: str | None = None
+
+
+@dataclass(frozen=True)
+class LimitsSpec:
+    """Seconds, unless the name says otherwise."""
+
+    parallel_hosts: int = 32
+    connect_timeout: float = 10.0
+    command_timeout: float = 60.0
+    pull_timeout: float = 3600.0
+    formation_timeout: float = 120.0
+    sanity_timeout: float = 180.0
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One host. `name` is what people type and see; `address` is where SSH goes (an alias of
+    ~/.ssh/config is fine; "localhost" means no SSH at all); `cluster_address` is the private
+    address for Ray and NCCL, None when it is to be chosen."""
+
+    name: str
+    address: str
+    user: str | None = None
+    port: int | None = None
+    identity: str | None = None
+    cluster_address: str | None = None
+    labels: Mapping[str, str] = NO_ENV
+    env: Mapping[str, str] = NO_ENV
+    devices: DevicesSpec | None = None
+
+
+@dataclass(frozen=True)
+class SshSpec:
+    config: str | None = None
+    known_hosts: str | None = None
+    accept_new_host_keys: bool = False
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """A whole cluster as asked for. The head is one of the nodes.
+
+    runtime "docker": one container a node over SSH. runtime "process": processes on this machine
+    (`up --local`), each node with a loopback address of its own.
+    """
+
+    name: str
+    nodes: tuple[NodeSpec, ...]
+    head: str
+    image: str = DEFAULT_IMAGE
+    devices: DevicesSpec = DevicesSpec()
+    env: Mapping[str, str] = NO_ENV
+    model_dirs: tuple[str, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    hf_home: str | None = None
+    network: NetworkSpec = NetworkSpec()
+    ray: RaySpec = RaySpec()
+    proxies: ProxySpec = ProxySpec()
+    limits: LimitsSpec = LimitsSpec()
+    ssh: SshSpec = SshSpec()
+    docker_socket: str = "/var/run/docker.sock"
+    runtime: Literal["docker", "process"] = "docker"
+
+    @property
+    def head_node(self) -> NodeSpec:
+        return self.node(self.head)
+
+    @property
+    def workers(self) -> tuple[NodeSpec, ...]:
+        return tuple(node for node in self.nodes if node.name != self.head)
+
+    def node(self, name: str) -> NodeSpec:
+        return next(node for node in self.nodes if node.name == name)
+
+    def devices_of(self, node: NodeSpec) -> DevicesSpec:
+        return node.devices or self.devices
+
+
+@dataclass(frozen=True)
+class ServeSpec:
+    """One deployment as asked for. `extra` is what stood after `--`, untouched."""
+
+    model: str
+    name: str
+    tp: int = 1
+    pp: int = 1
+    engine: Literal["auto", "native"] = "auto"
+    executor: Literal["auto", "ray", "mp", "inproc"] = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    served_model_name: str | None = None
+    host: str | None = None
+    port: int = 8000
+    api_key: Secret | None = None
+    timeout: float = 600.0
+    extra: tuple[str, ...] = field(default=())

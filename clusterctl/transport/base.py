@@ -1,0 +1,87 @@
+"""How we reach a host: five verbs, whatever carries them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+DEFAULT_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command on a host left: its code and its two outputs, decoded as UTF-8 (errors replaced)."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+class ByteStream(Protocol):
+    """A connected duplex byte stream, shaped like a socket so that http.client can speak over it."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    """One connected host. Every verb has a deadline; a lost host raises errors.Unreachable.
+
+    `host` is the node's name as the user wrote it: every error names it.
+    """
+
+    host: str
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float = DEFAULT_TIMEOUT_S,
+        check: bool = True,
+    ) -> Result:
+        """Run a command to its end. Raises CommandFailed on a non-zero code unless check is False.
+
+        Past `timeout` seconds the command is ended and errors.NotReady names it.
+        """
+        ...
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        on_line: Callable[[str], None],
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+    ) -> int:
+        """Run a command and hand over each line (stdout and stderr) as it appears; its exit code."""
+        ...
+
+    def interact(self, argv: Sequence[str]) -> int:
+        """Give the command this terminal (a pty over there); its exit code."""
+        ...
+
+    def put(self, data: bytes, path: str, *, mode: int = 0o644) -> None:
+        """Write a file whole: it appears under `path` with its final mode or not at all."""
+        ...
+
+    def open_socket(self, path: str) -> ByteStream:
+        """Connect to a unix socket on the host."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def shell_line(argv: Sequence[str]) -> str:
+    """The one place where an argv becomes text for a shell."""
+    return shlex.join(argv)

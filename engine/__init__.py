@@ -1,0 +1,1 @@
+"""A compact distributed inference engine: tensor x pipeline parallel, on torch."""

@@ -1,0 +1,57 @@
+"""What an engine is started with. Torch-free: dtype and device are names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Backend = Literal["inproc", "mp", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Raises ValueError on values that cannot work whatever the model is.
+
+    `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
+    `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
+    `distributed_executor_backend` None: "inproc" for one rank, "mp" otherwise.
+    """
+
+    model: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    pipeline_partition: tuple[int, ...] | None = None
+    distributed_executor_backend: Backend | None = None
+    max_model_len: int | None = None
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    seed: int = 0
+    step_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "block_size",
+            "max_num_seqs",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): every running request needs one token a step"
+            )
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def backend(self) -> Backend:
+        return self.distributed_executor_backend or ("inproc" if self.world_size == 1 else "mp")

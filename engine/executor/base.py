@@ -1,0 +1,35 @@
+"""One verb and its carriers: `collective` calls a method on the Runner of every rank."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class RankFailed(RuntimeError):
+    """A rank died, hung past its deadline or raised. `rank` names it; the executor is then dead."""
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(f"rank {rank}: {message}")
+        self.rank = rank
+
+
+class Executor(Protocol):
+    """world_size ranks, each holding one engine.runner.Runner. Rank = pp_rank * tp + tp_rank."""
+
+    world_size: int
+
+    def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        """Call `method(*args)` on every rank at once; the results in rank order.
+
+        Raises RankFailed for the first rank that died, raised, or did not answer in `timeout`
+        seconds. After that the executor is dead and every call raises the same.
+        """
+        ...
+
+    def check_health(self) -> None:
+        """Raises RankFailed when a rank is known to be dead. Does not wait."""
+        ...
+
+    def shutdown(self) -> None:
+        """End every rank. Idempotent; leaves no process behind."""
+        ...

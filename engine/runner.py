@@ -1,0 +1,1 @@
+"""One rank of the model: weights, KV memory, forward, sample."""
