@@ -9,7 +9,8 @@ from typing import Literal
 
 from clusterctl.secret import Secret
 
-DEFAULT_IMAGE = "vllm/vllm-openai:v0.17.1"  # the last official image that still carries Ray
+# Carries Ray 2.56 (token authentication), vLLM and torch 2.11; stock vLLM images have no Ray any more.
+DEFAULT_IMAGE = "rayproject/ray-llm:2.56.0-py312-cu130"
 
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 
