@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
 from clusterctl.secret import Secret
 
 # Carries Ray 2.56 (token authentication), vLLM and torch 2.11; stock vLLM images have no Ray any more.
 DEFAULT_IMAGE = "rayproject/ray-llm:2.56.0-py312-cu130"
-
-NO_ENV: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ class NodeSpec:
     port: int | None = None
     identity: str | None = None
     cluster_address: str | None = None
-    labels: Mapping[str, str] = NO_ENV
-    env: Mapping[str, str] = NO_ENV
+    labels: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
     devices: DevicesSpec | None = None
 
 
@@ -119,7 +116,7 @@ class ClusterSpec:
     head: str
     image: str = DEFAULT_IMAGE
     devices: DevicesSpec = DevicesSpec()
-    env: Mapping[str, str] = NO_ENV
+    env: Mapping[str, str] = field(default_factory=dict)
     model_dirs: tuple[str, ...] = ()
     mounts: tuple[MountSpec, ...] = ()
     hf_home: str | None = None
