@@ -40,6 +40,7 @@ class Runtime(Protocol):
     """One host's container engine. Errors are errors.ClusterctlError and name `host`."""
 
     host: str
+    home: str  # where our files lie inside its containers: containers.HOME, or a node's directory
 
     def containers(self, labels: Mapping[str, str]) -> list[SeenContainer]:
         """Every container, running or not, that carries all these labels ("" matches any value)."""
