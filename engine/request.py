@@ -1,0 +1,61 @@
+"""One sequence on its way through the engine, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(eq=False)
+class Request:
+    """`prompt + output` are its tokens; the first `num_computed` of them are in the KV cache.
+
+    `in_flight` is the number of tokens that a step not yet committed is computing. An aborted
+    request with tokens in flight keeps its blocks until that step is committed.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    in_flight: int = 0
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """The tokens at positions `start .. stop-1`, prompt and output alike."""
+        split = len(self.prompt_token_ids)
+        return self.prompt_token_ids[start:stop] + tuple(
+            self.output_token_ids[max(start - split, 0) : max(stop - split, 0)]
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step did to one request: a token, its end, or both.
+
+    `stop_token_id` is set when the token that ended it is a stop token (end of sequence or one of
+    `stop_token_ids`): such a token is counted, but is not part of the text.
+    """
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+
+def fan_out(sampling: SamplingParams) -> list[SamplingParams]:
+    """`n` samples of one prompt are `n` requests: each with n=1, and its own seed if one is set."""
+    return [
+        replace(sampling, n=1, seed=None if sampling.seed is None else sampling.seed + index)
+        for index in range(sampling.n)
+    ]
