@@ -1,0 +1,193 @@
+"""The Typer app: a lazy table of commands, and the one place where an error becomes text."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby, takewhile
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from clusterctl import __version__, console, options
+from clusterctl.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterctlError, ConfigError
+
+CLUSTER, MODELS, NODES, SETUP = "Cluster", "Models", "Inside the nodes", "Configuration"
+
+EPILOG = (
+    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 host unreachable, "
+    "4 preflight failed, 5 not ready in time, 6 lock held, 130 interrupted."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table. `target` is "module:function", or "module:app" for a group.
+
+    `passthrough`: what follows the first argument is somebody else's command line, dashes included.
+    """
+
+    target: str
+    help: str
+    section: str
+    passthrough: bool = False
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "version": Entry("clusterctl.commands.version:version", "Print the versions in use.", SETUP),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Helps, completes and suggests from the table; a module is imported when its command runs."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.help, rich_markup_mode=None))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else stub, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for section, names in groupby(COMMANDS, key=lambda name: COMMANDS[name].section):
+            with formatter.section(section):
+                formatter.write_dl([(name, COMMANDS[name].help) for name in names])
+
+
+def load(name: str) -> Any:
+    """Import a command's module and make a Typer command of what it defines."""
+    entry = COMMANDS[name]
+    module, _, attribute = entry.target.partition(":")
+    target = getattr(import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        command = get_command(target)
+    else:
+        command = as_command(target, interspersed=not entry.passthrough)
+    command.name = name
+    add_output_options(command)
+    return command
+
+
+def as_command(function: Callable[..., Any], *, interspersed: bool = True) -> Any:
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(context_settings={"allow_interspersed_args": interspersed})(function)
+    return get_command(app)
+
+
+def add_output_options(command: Any) -> None:
+    """-v, -q and --no-color are every command's: none has to declare them."""
+    if isinstance(command, TyperGroup):
+        for child in command.commands.values():
+            add_output_options(child)
+        return
+    act = command.callback
+
+    def configured(*, verbose: int, quiet: bool, no_color: bool, **rest: Any) -> Any:
+        console.configure(verbosity=verbose, quiet=quiet, no_color=no_color)
+        return act(**rest)
+
+    command.callback = configured
+    command.params.extend(as_command(output_options).params)
+
+
+def output_options(
+    verbose: options.Verbose = 0, quiet: options.Quiet = False, no_color: options.NoColor = False
+) -> None:
+    """Only its parameters matter."""
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        console.line(f"clusterctl {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, invoke_without_command=True)
+
+
+@app.callback(epilog=EPILOG)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """From a list of machines to a verified inference cluster and a served model.
+
+    \b
+      clusterctl up --head gpu01 --worker gpu02
+      clusterctl serve meta-llama/Llama-3.1-70B --tp 8 --pp 2
+    """
+    if context.invoked_subcommand is None:
+        console.line(context.get_help())
+
+
+class UsageError(ConfigError):
+    """The command line cannot be read."""
+
+    code = "usage"
+
+
+class Bug(ClusterctlError):
+    """An exception that nothing in clusterctl expected."""
+
+    code = "bug"
+
+
+def main() -> None:
+    """Both entry points. Ends the process with the documented code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone; without this the interpreter's own flush complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; its exit code. Every error becomes text here and nowhere else."""
+    try:
+        return get_command(app).main(list(args), standalone_mode=False) or EXIT_OK
+    except ClusterctlError as error:
+        failure = error
+    except typer.TyperException as error:
+        failure = usage_error(error)
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the boundary: what nobody expected is a bug
+        failure = bug(error)
+    console.error(failure, as_json=asks_json(args))
+    return failure.exit_code
+
+
+def usage_error(error: typer.TyperException) -> ClusterctlError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "clusterctl"
+    return UsageError(error.format_message(), hint=f"{command} --help")
+
+
+def bug(cause: Exception) -> ClusterctlError:
+    failure = Bug(
+        f"this is a bug: {type(cause).__name__}: {cause}",
+        hint="run it again with -v and report what it prints",
+    )
+    failure.__cause__ = cause
+    return failure
+
+
+def asks_json(args: Sequence[str]) -> bool:
+    """Whether --json stands on our side of the command line, readable or not."""
+    return "--json" in takewhile(lambda arg: arg != "--", args)

@@ -1,0 +1,377 @@
+"""The only module that prints. Results go to stdout; progress, warnings and errors to stderr.
+
+rich is imported where a table or a live display is drawn: a command that prints lines or JSON
+never pays for it.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from clusterctl.errors import ClusterctlError
+from clusterctl.events import Event
+from clusterctl.progress import Board, Row
+from clusterctl.secret import Secret
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.text import Text
+
+    from clusterctl.launch import LaunchPlan
+    from clusterctl.raycluster import Formation
+
+SCHEMA_VERSION = 1
+FREE_WIDTH = 400  # columns where nobody watches: never fold what a pipe reads
+
+
+@dataclass
+class _Settings:
+    verbosity: int = 0
+    quiet: bool = False
+    no_color: bool = False
+
+
+_settings = _Settings()
+
+
+def configure(*, verbosity: int = 0, quiet: bool = False, no_color: bool = False) -> None:
+    """What -v, -q and --no-color asked for."""
+    _settings.verbosity = verbosity
+    _settings.quiet = quiet
+    _settings.no_color = no_color
+
+
+# --- results: stdout -----------------------------------------------------------------------------
+
+
+def line(text: str = "") -> None:
+    """One line of result, as it is: never folded, never coloured."""
+    print(text)
+
+
+def json(document: Mapping[str, Any]) -> None:
+    print(jsonlib.dumps(document, indent=2))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Columns under plain headings. A cell is text, or a rich Text where it has a colour."""
+    _console(sys.stdout).print(_grid(columns, rows))
+
+
+def log_line(host: str, text: str) -> None:
+    """A node's log line behind its name, each name in a colour of its own."""
+    from rich.text import Text
+
+    prefix = Text(f"{host} | ", style=_HOST_COLORS[sum(host.encode()) % len(_HOST_COLORS)])
+    _console(sys.stdout).print(prefix + Text(text), soft_wrap=True)
+
+
+def plan(plan: LaunchPlan, lines: Mapping[str, str]) -> None:
+    """What `up` is going to do; `lines` holds the `docker run` line of each node's name."""
+    table(
+        ("NODE", "ROLE", "ADDRESS", "ACTION", "WHY"),
+        [
+            (
+                node.expected.name,
+                node.expected.role,
+                node.expected.address,
+                _styled(f"{node.action}, pull" if node.pull else node.action),
+                node.reason,
+            )
+            for node in plan.nodes
+        ],
+    )
+    for name, text in lines.items():
+        print(f"\n# {name}\n{text}")
+
+
+def formation(formation: Formation) -> None:
+    """Every node: expected against seen."""
+    table(
+        _NODE_COLUMNS,
+        [
+            _node_cells(
+                node.name,
+                node.role,
+                node.address,
+                node.state,
+                node.devices_seen,
+                node.devices_expected,
+                node.detail,
+            )
+            for node in formation.nodes
+        ],
+    )
+
+
+def status(document: Mapping[str, Any]) -> None:
+    """The document of `status --json`, for people."""
+    _console(sys.stdout).print(_verdict(document["cluster"], document["verified"]))
+    nodes = document["nodes"]
+    table(_NODE_COLUMNS, [_node_cells(*(node[key] for key in _NODE_KEYS)) for node in nodes])
+    if document["deployments"]:
+        print()
+        deployments(document["deployments"])
+
+
+def deployments(records: Iterable[Mapping[str, Any]]) -> None:
+    """Models being served, from the `deployments` of `status --json`."""
+    table(
+        ("NAME", "MODEL", "ENGINE", "TP", "PP", "STATE", "URL"),
+        [
+            (
+                record["name"],
+                record["model"],
+                record["engine"],
+                str(record["tp"]),
+                str(record["pp"]),
+                _styled(record["state"]),
+                record["url"] or "-",
+            )
+            for record in records
+        ],
+    )
+
+
+# --- about the run: stderr -----------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """Good to know; gone with -q."""
+    if not _settings.quiet:
+        _console(sys.stderr).print(text, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    _labelled("warning", "yellow", text)
+
+
+def error(error: ClusterctlError, *, as_json: bool = False) -> None:
+    """`error: HOST: what` and `fix: how` on stderr; with `as_json` one object on stdout instead."""
+    if _settings.verbosity:
+        _print_traceback(error)
+    if as_json:
+        json({"schema_version": SCHEMA_VERSION, "error": _error_record(error)})
+        return
+    _labelled(
+        "error", "bold red", f"{error.host}: {error.message}" if error.host else error.message
+    )
+    if error.hint:
+        _labelled("fix", "bold green", error.hint)
+
+
+def timeline(stages: Sequence[tuple[str, float]]) -> None:
+    """Seconds of each stage, longest ones easy to see; gone with -q."""
+    if _settings.quiet or not stages:
+        return
+    longest = max(seconds for _, seconds in stages) or 1.0
+    rows = [
+        (step, f"{seconds:.1f} s", "━" * max(1, round(24 * seconds / longest)))
+        for step, seconds in stages
+    ]
+    _console(sys.stderr).print(_grid(("STAGE", "TIME", ""), rows))
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal. Without one nobody can answer, and the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def ask_secret(prompt: str) -> Secret | None:
+    """A secret typed unseen; None without a terminal or when nothing was typed."""
+    from getpass import getpass
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return Secret(text) if (text := getpass(f"{prompt}: ", sys.stderr)) else None
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A Report. Draws live on a terminal, writes lines elsewhere; any thread may call it."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._board = Board()
+        self._live = live
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._board.update(event, time.monotonic())
+            if self._live is None:
+                _event_line(event)
+            elif event.kind in ("note", "warn", "line"):
+                self._live.console.print(_event_text(event), soft_wrap=True)
+
+    def __rich__(self) -> RenderableType:
+        with self._lock:
+            return _board_grid(self._board, time.monotonic())
+
+    @property
+    def stages(self) -> list[tuple[str, float]]:
+        """What `timeline` shows."""
+        with self._lock:
+            return self._board.stages()
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """`with console.progress() as report: up(spec, report)`"""
+    if not _is_live():
+        yield Progress(None)
+        return
+    from rich.live import Live
+
+    live = Live(console=_console(sys.stderr), refresh_per_second=8, transient=True)
+    report = Progress(live)
+    live.update(report)
+    with live:
+        yield report
+
+
+def _is_live() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not _settings.quiet
+
+
+def _event_line(event: Event) -> None:
+    """`12:04:31 gpu02 | pull: 3.1 GB of 8.2 GB`: what happened, not every step towards it."""
+    if event.kind == "progress" or (_settings.quiet and event.kind != "warn"):
+        return
+    print(f"{time.strftime('%H:%M:%S')} {_event_text(event)}", file=sys.stderr, flush=True)
+
+
+def _event_text(event: Event) -> Text:
+    from rich.text import Text
+
+    label = "warning: " if event.kind == "warn" else ""
+    said = event.message or _SAID.get(event.kind, "")
+    where = event.host or "cluster"
+    return Text(f"{where} | {event.step}: {label}{said}", style=_EVENT_STYLES.get(event.kind, ""))
+
+
+def _board_grid(board: Board, now: float) -> RenderableType:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    rows, left_out = board.shown(limit=max(3, _console(sys.stderr).height - 4))
+    for row in rows:
+        grid.add_row(*_row_cells(row, now))
+    if left_out:
+        grid.add_row("", f"and {left_out} more")
+    return grid
+
+
+def _row_cells(row: Row, now: float) -> tuple[RenderableType, ...]:
+    from rich.progress_bar import ProgressBar
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    mark: RenderableType = {"done": Text("✓", "green"), "warned": Text("!", "yellow")}.get(
+        row.state
+    ) or Spinner("dots", style="cyan")
+    bar: RenderableType = ""
+    if row.total and row.state == "running":
+        bar = ProgressBar(total=row.total, completed=row.done or 0, width=20)
+    seconds = f"{now - row.since:.0f} s" if row.state == "running" else ""
+    return mark, row.host or "cluster", Text(row.step, "cyan"), Text(row.message), bar, seconds
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+_NODE_COLUMNS = ("NODE", "ROLE", "ADDRESS", "STATE", "DEVICES", "DETAIL")
+_NODE_KEYS = ("name", "role", "address", "state", "devices_seen", "devices_expected", "detail")
+_HOST_COLORS = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", "bright_magenta")
+_SAID = {"begin": "started", "done": "done"}
+_EVENT_STYLES = {"warn": "yellow", "line": "dim"}
+_STYLES = {
+    "ready": "green",
+    "keep": "green",
+    "starting": "yellow",
+    "restarting": "yellow",
+    "degraded": "yellow",
+    "create": "cyan",
+    "start": "cyan",
+    "replace": "yellow",
+    "remove": "red",
+    "missing": "red",
+    "unreachable": "red",
+    "failed": "red",
+    "unexpected": "red",
+    "stopped": "dim",
+}
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    watched = stream.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=stream,
+        width=None if watched else FREE_WIDTH,
+        no_color=True if _settings.no_color else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def _grid(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> RenderableType:
+    from rich.table import Table
+
+    grid = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _node_cells(
+    name: str, role: str, address: str, state: str, seen: int, expected: int, detail: str
+) -> tuple[str | Text, ...]:
+    return name, role, address, _styled(state), f"{seen}/{expected}", detail
+
+
+def _styled(word: str) -> Text:
+    """A state or action in its colour; its first word decides."""
+    from rich.text import Text
+
+    return Text(word, style=_STYLES.get(word.partition(",")[0], ""))
+
+
+def _verdict(cluster: str, verified: bool | None) -> Text:
+    from rich.text import Text
+
+    word, style = {
+        True: ("verified", "bold green"),
+        False: ("NOT verified", "bold red"),
+        None: ("not known to be verified (sanity was skipped)", "bold yellow"),
+    }[verified]
+    return Text.assemble((f"{cluster}: ", "bold"), (word, style))
+
+
+def _labelled(label: str, style: str, text: str) -> None:
+    from rich.text import Text
+
+    _console(sys.stderr).print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
+
+
+def _error_record(error: ClusterctlError) -> dict[str, str | None]:
+    return {"code": error.code, "message": error.message, "host": error.host, "hint": error.hint}
+
+
+def _print_traceback(error: BaseException) -> None:
+    traceback.print_exception(error, file=sys.stderr)

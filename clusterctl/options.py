@@ -1,0 +1,131 @@
+"""Option types shared by commands, and the one call that turns them into a ClusterSpec.
+
+A command takes the types it needs:
+
+    def status(config: ConfigFile = None, as_json: Json = False) -> None:
+        spec = load_spec(config=config)
+
+-v, -q and --no-color belong to every command; cli.py adds them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clusterctl import completion
+
+if TYPE_CHECKING:
+    from clusterctl.spec import ClusterSpec
+
+
+def split_commas(values: list[str] | None) -> list[str]:
+    """`--worker a,b --worker c` is a, b, c."""
+    return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-f", metavar="FILE", help="cluster.yaml to read.", show_default=False
+    ),
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        metavar="NAME",
+        help="A cluster that `up` saved (see `ls`).",
+        autocompletion=completion.clusters,
+        show_default=False,
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head", metavar="HOST", help="The head host, as [USER@]HOST[:PORT].", show_default=False
+    ),
+]
+Workers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        metavar="HOST",
+        help="A worker host; repeat it, or separate by commas.",
+        callback=split_commas,
+        show_default=False,
+    ),
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hosts",
+        metavar="GLOB",
+        help="Only these nodes, by name or glob; repeat it, or separate by commas.",
+        callback=split_commas,
+        autocompletion=completion.hosts,
+        show_default=False,
+    ),
+]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        "--image",
+        metavar="REFERENCE",
+        help="The container image of every node.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what cannot be undone.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+AcceptNewHostKeys = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-host-keys", help="Trust and record the SSH keys of hosts never seen before."
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=0, help="How long to wait.", show_default=False
+    ),
+]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        help="Say more; with an error, its traceback.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text (NO_COLOR does the same).")]
+HostArgument = Annotated[
+    str, typer.Argument(metavar="HOST", help="A node's name.", autocompletion=completion.hosts)
+]
+
+
+def command_group(help_text: str) -> typer.Typer:
+    """The Typer app of a command that has subcommands."""
+    return typer.Typer(
+        help=help_text, rich_markup_mode=None, add_completion=False, no_args_is_help=True
+    )
+
+
+def load_spec(
+    *,
+    config: Path | None = None,
+    cluster: str | None = None,
+    head: str | None = None,
+    workers: list[str] | None = None,
+    image: str | None = None,
+    accept_new_host_keys: bool = False,
+) -> ClusterSpec:
+    """The cluster that these flags mean. Raises ConfigError."""
+    raise NotImplementedError

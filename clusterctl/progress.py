@@ -1,0 +1,65 @@
+"""What a run looks like while it happens. PURE: Events in, the rows and stage times to show out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from clusterctl.events import Event
+
+RowState = Literal["running", "done", "warned"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One host (None: the cluster) as it stands: its newest step, and how far that is."""
+
+    host: str | None
+    step: str
+    message: str
+    state: RowState
+    since: float
+    done: int | None = None
+    total: int | None = None
+
+
+@dataclass
+class Board:
+    """Rows by host in order of appearance; first and last moment of each step, in seconds."""
+
+    rows: dict[str | None, Row] = field(default_factory=dict)
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def update(self, event: Event, now: float) -> None:
+        first, _ = self.spans.get(event.step, (now, now))
+        self.spans[event.step] = (first, now)
+        if event.kind in ("begin", "progress", "done", "warn"):
+            self.rows[event.host] = self._row(event, now)
+
+    def _row(self, event: Event, now: float) -> Row:
+        before = self.rows.get(event.host)
+        same = before is not None and before.step == event.step and before.state == "running"
+        row = Row(
+            host=event.host,
+            step=event.step,
+            message=event.message,
+            state=_STATES.get(event.kind, "running"),
+            since=before.since if before and same else now,
+            done=event.done,
+            total=event.total,
+        )
+        if not event.message and before and same:
+            return replace(row, message=before.message)
+        return row
+
+    def shown(self, limit: int) -> tuple[list[Row], int]:
+        """At most `limit` rows, those at work first, and how many were left out."""
+        rows = sorted(self.rows.values(), key=lambda row: row.state == "done")
+        return rows[:limit], max(0, len(rows) - limit)
+
+    def stages(self) -> list[tuple[str, float]]:
+        """(step, seconds) in the order they began. Steps that overlap each count in full."""
+        return [(step, last - first) for step, (first, last) in self.spans.items()]
+
+
+_STATES: dict[str, RowState] = {"done": "done", "warn": "warned"}
