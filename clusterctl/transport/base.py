@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from clusterctl.errors import ClusterctlError
+
 DEFAULT_TIMEOUT_S = 60.0
+
+
+class SocketRefused(ClusterctlError):
+    """A unix socket on the host could not be reached: absent, not ours, or not forwarded."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command on a host left: its code and its two outputs, decoded as UTF-8 (errors replaced)."""
+    """What a command on a host left. Outputs are decoded as UTF-8, errors replaced."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -26,11 +32,19 @@ class Result:
 
 
 class ByteStream(Protocol):
-    """A connected duplex byte stream, shaped like a socket so that http.client can speak over it."""
+    """A connected duplex byte stream, shaped like a socket so that http.client can speak over it.
+
+    `recv` gives b"" at the end, raises TimeoutError past `settimeout`, and errors.Unreachable when
+    the host is lost.
+    """
 
     def sendall(self, data: bytes, /) -> None: ...
     def recv(self, size: int, /) -> bytes: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
+    def shutdown_write(self) -> None:
+        """Say that nothing more will be sent; what the other side says can still be read."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -64,7 +78,7 @@ class Transport(Protocol):
         stdin: bytes = b"",
         timeout: float | None = None,
     ) -> int:
-        """Run a command and hand over each line (stdout and stderr) as it appears; its exit code."""
+        """Run a command, handing over each line of stdout and stderr; its exit code."""
         ...
 
     def interact(self, argv: Sequence[str]) -> int:
@@ -76,7 +90,12 @@ class Transport(Protocol):
         ...
 
     def open_socket(self, path: str) -> ByteStream:
-        """Connect to a unix socket on the host."""
+        """Connect to a unix socket on the host. Raises SocketRefused when that cannot be."""
+        ...
+
+    def open_command(self, argv: Sequence[str]) -> ByteStream:
+        """A command as a stream: its stdin and stdout. Its `recv` raises CommandFailed, with what
+        the command said on stderr, where the command ended with a non-zero code."""
         ...
 
     def close(self) -> None: ...
