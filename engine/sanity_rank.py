@@ -77,13 +77,20 @@ class Meeting:
             names = ", ".join(map(str, missing))
             raise StepFailed(f"rank {names} did not come within {self._timeout:.0f} s", missing)
 
-    def leave(self, absent: Sequence[int], timeout: float) -> tuple[int, ...]:
-        """Say that this rank is done; wait for those not known to be absent. Who stayed silent."""
-        others = [rank for rank in range(self.world_size) if rank not in absent]
+    def silent(self) -> tuple[int, ...]:
+        """Who does not say, like this rank, that the step failed."""
         try:
-            return self._wait("leave", others, timeout)
+            return self._wait("failed", range(self.world_size), LAST_WORDS_S)
         except dist.DistError:  # the store is gone, and rank 0 was the one who kept it
             return (0,)
+
+    def leave(self, missing: Sequence[int]) -> None:
+        """Say goodbye. Rank 0 keeps the store, so it stays until the others have done so."""
+        if self.rank == 0:
+            present = [rank for rank in range(self.world_size) if rank not in missing]
+            self._wait("leave", present, self._timeout)
+        elif 0 not in missing:
+            self.store.set(f"leave/{self.rank}", "here")
 
     def _wait(self, step: str, ranks: Iterable[int], timeout: float) -> tuple[int, ...]:
         self.store.set(f"{step}/{self.rank}", "here")
@@ -129,9 +136,8 @@ class Rank:
         say(VERDICT + verdict.to_json())
 
     def finish(self) -> NoReturn:
-        """Rank 0 carries the store: it stays until the others are done with it."""
         if self._meeting is not None:
-            self._meeting.leave((), self._timeout)
+            self._meeting.leave(())
         os._exit(0)  # destroying process groups may wait for peers; there is nothing left to save
 
     def _before_deadline(self, name: str, action: Callable[[], Finding]) -> Finding:
@@ -149,7 +155,7 @@ class Rank:
 
     def _give_up_together(self, name: str, began: float, detail: str) -> NoReturn:
         """All were there when the step began: whoever says nothing now is the one to look at."""
-        silent = self._meeting.leave((), LAST_WORDS_S) if self._meeting is not None else ()
+        silent = self._meeting.silent() if self._meeting is not None else ()
         who = f"; rank {', '.join(map(str, silent))} is silent" if silent else ""
         self._give_up(name, began, detail + who, silent)
 
@@ -159,8 +165,8 @@ class Rank:
         seconds = round(time.monotonic() - began, 3)
         verdict = Verdict(self.rank, name, False, seconds, detail=detail, missing=missing)
         say(VERDICT + verdict.to_json())
-        if self.rank == 0 and self._meeting is not None:
-            self._meeting.leave(missing, self._timeout)
+        if self._meeting is not None:
+            self._meeting.leave(missing)
         os._exit(1)
 
 
