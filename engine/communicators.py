@@ -156,7 +156,7 @@ class ThreadGroup:
         if tensor is None:
             box.put(None)  # the world stays failed for whoever asks next
             raise PeerFailed(f"rank {source} of the group failed")
-        assert tensor.shape == shape and tensor.dtype == dtype
+        assert (tensor.shape, tensor.dtype) == (shape, dtype)
         return tensor
 
     def _swap(self, tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -2,40 +2,141 @@
 
 from __future__ import annotations
 
+import os
+from itertools import accumulate
+
+import torch
+
+from engine.attention import make_backend
+from engine.attention.base import KVLayout, Span
+from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
+from engine.layers.base import Build
+from engine.layers.sampler import Sampler
+from engine.memory import cpu_kv_bytes, cuda_kv_bytes
+from engine.models import build_model
 from engine.parallel import ParallelContext
-from engine.shapes import ModelShape
-from engine.step import Step, StepResult
+from engine.shapes import ModelShape, stage_layers
+from engine.step import ScheduledRequest, Step, StepResult
+from engine.weights import load_weights
 
 
 class Runner:
     """The rank's side of `Executor.collective`. Order of calls: load_weights, measure_kv_blocks,
     allocate_kv (with the minimum over all ranks), then execute once a step, the same Step on
-    every rank."""
+    every rank.
+
+    Raises ShapeError when the model cannot be split as `config` asks.
+    """
 
     def __init__(self, config: EngineConfig, shape: ModelShape, parallel: ParallelContext) -> None:
-        raise NotImplementedError
+        shape.check_split(parallel.tp.size, parallel.pp.size)
+        if parallel.device.type == "cpu":
+            _share_cpu_threads(config.world_size)
+        partition = shape.partition(parallel.pp.size, config.pipeline_partition)
+        layers = stage_layers(partition, parallel.pp.rank)
+        self.config = config
+        self.shape = shape
+        self.parallel = parallel
+        self.dtype = getattr(torch, shape.dtype if config.dtype == "auto" else config.dtype)
+        self.model = build_model(Build(parallel.tp, parallel.device, self.dtype), shape, layers)
+        self.sampler = Sampler(shape.eos_token_ids, config.seed)
+        self.layout = KVLayout(
+            layers=len(layers),
+            block_size=config.block_size,
+            kv_heads=shape.kv_heads_per_rank(parallel.tp.size),
+            head_dim=shape.head_dim,
+            dtype=self.dtype,
+        )
 
     def load_weights(self) -> None:
         """Read this rank's shard from the checkpoint. Raises WeightsError naming tensors."""
-        raise NotImplementedError
+        load_weights(self.model, self.shape, checkpoint_directory(self.config.model))
 
     def kv_block_bytes(self) -> int:
         """Bytes that one KV block takes on this rank, all its layers together."""
-        raise NotImplementedError
+        return self.layout.block_bytes
 
     def measure_kv_blocks(self) -> int:
         """How many KV blocks this rank has memory for. Call it after load_weights."""
-        raise NotImplementedError
+        return self._kv_bytes() // self.layout.block_bytes
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Take the KV memory. Every rank must be given the same number."""
-        raise NotImplementedError
+        cache = self.layout.allocate(num_blocks, self.parallel.device)
+        self.backend = make_backend(cache)
 
+    @torch.inference_mode()
     def execute(self, step: Step) -> StepResult | None:
         """One step. The result on the one rank that samples (last stage, tp rank 0), else None."""
-        raise NotImplementedError
+        hidden = self._stage(step)
+        if not self.parallel.is_last_stage:
+            self.parallel.pp.send(hidden, self.parallel.pp.rank + 1)
+            return None
+        return self._sample(step, hidden)
 
     def ping(self) -> int:
         """The rank, as a sign of life."""
-        raise NotImplementedError
+        return self.parallel.rank
+
+    def _stage(self, step: Step) -> torch.Tensor:
+        """The step's tokens through this rank's layers: [tokens, hidden]."""
+        spans = [Span(r.start, len(r.token_ids), r.blocks) for r in step.requests]
+        positions = [position for span in spans for position in range(span.start, span.stop)]
+        plan = self.backend.plan(spans)
+        hidden: torch.Tensor = self.model(self._entering(step), self._ids(positions), plan)
+        return hidden
+
+    def _entering(self, step: Step) -> torch.Tensor:
+        """What this stage begins with: embedded tokens, or the stage before's hidden states."""
+        token_ids = [token for request in step.requests for token in request.token_ids]
+        if self.parallel.is_first_stage:
+            return self.model.embed(self._ids(token_ids))
+        size = (len(token_ids), self.shape.hidden_size)
+        return self.parallel.pp.receive(size, self.dtype, self.parallel.pp.rank - 1)
+
+    def _sample(self, step: Step, hidden: torch.Tensor) -> StepResult | None:
+        """Every tp rank computes its part of the logits; rank 0 alone chooses."""
+        chosen: dict[str, int] = {}
+        requests, rows = _sampled_rows(step)
+        if requests:
+            logits = self.model.logits(hidden[self._ids(rows)])
+            if self.parallel.tp.rank == 0:
+                ids = self.sampler(logits, requests)
+                chosen = dict(zip((r.request_id for r in requests), ids, strict=True))
+        return StepResult(step.step_id, chosen) if self.parallel.tp.rank == 0 else None
+
+    def _ids(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self.parallel.device)
+
+    def _kv_bytes(self) -> int:
+        if self.config.kv_cache_memory_bytes is not None:
+            return self.config.kv_cache_memory_bytes
+        if self.parallel.device.type == "cuda":
+            share = self.config.gpu_memory_utilization
+            return cuda_kv_bytes(self.parallel.device, share, self._largest_step)
+        return cpu_kv_bytes(self.config.world_size)
+
+    @torch.inference_mode()
+    def _largest_step(self) -> None:
+        """As many new tokens as a step can hold, through this stage alone: no other is needed."""
+        tokens, device = self.config.max_num_batched_tokens, self.parallel.device
+        blocks = (0,) * -(-tokens // self.layout.block_size)
+        plan = make_backend(self.layout.allocate(1, device)).plan([Span(0, tokens, blocks)])
+        hidden = torch.zeros(tokens, self.shape.hidden_size, dtype=self.dtype, device=device)
+        hidden = self.model(hidden, torch.arange(tokens, device=device), plan)
+        if self.parallel.is_last_stage:
+            self.model.logits(hidden[: self.config.max_num_seqs])
+
+
+def _sampled_rows(step: Step) -> tuple[list[ScheduledRequest], list[int]]:
+    """The requests that want a token, and the row of each one's last token."""
+    ends = accumulate(len(request.token_ids) for request in step.requests)
+    sampled = [(r, end - 1) for r, end in zip(step.requests, ends, strict=True) if r.sample]
+    return [request for request, _ in sampled], [row for _, row in sampled]
+
+
+def _share_cpu_threads(ranks: int) -> None:
+    """The ranks of one host share its cores, unless OMP_NUM_THREADS has decided."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))

@@ -1,0 +1,62 @@
+"""What layers are built with, and how each says which part of the checkpoint it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.parallel import Communicator
+
+
+@dataclass(frozen=True)
+class Build:
+    """Given to every layer's constructor: its tensor-parallel group, device and dtype."""
+
+    tp: Communicator
+    device: torch.device
+    dtype: torch.dtype
+
+    def parameter(self, *size: int) -> nn.Parameter:
+        """Memory for a weight, not initialised: its Shards fill it."""
+        tensor = torch.empty(size, device=self.device, dtype=self.dtype)
+        return nn.Parameter(tensor, requires_grad=False)
+
+    def share(self, size: int) -> int:
+        """This group's even share of `size`, which engine.shapes has checked to divide."""
+        assert size % self.tp.size == 0
+        return size // self.tp.size
+
+    def span(self, size: int) -> slice:
+        """The part of `size` elements that this rank holds."""
+        share = self.share(size)
+        return slice(self.tp.rank * share, (self.tp.rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of one checkpoint tensor and the memory it fills: target = checkpoint[source][index].
+
+    `shape` is the whole tensor's, as the checkpoint must have it.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    index: tuple[slice, ...]
+    target: torch.Tensor
+
+
+class ShardedLayer(nn.Module):
+    """A layer with weights. `name` is its path in the model: "model.layers.3.mlp.down_proj"."""
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        raise NotImplementedError
+
+
+def model_shards(model: nn.Module) -> Iterator[Shard]:
+    """Everything a model wants from the checkpoint."""
+    for name, module in model.named_modules():
+        if isinstance(module, ShardedLayer):
+            yield from module.shards(name)

@@ -1,0 +1,54 @@
+"""The vocabulary's two tables, cut by rows: embedding and LM head.
+
+The vocabulary is padded to a multiple of the group's size; padding rows stay unread.
+
+    vocab 7, tp 2:   rank 0: rows 0 1 2 3 | rank 1: rows 4 5 6 (pad)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional
+
+from engine.layers.base import Build, Shard, ShardedLayer
+
+
+class VocabTable(ShardedLayer):
+    """This rank's rows of a [vocab, hidden] table. `source`: its name in the checkpoint, if not
+    this layer's own."""
+
+    def __init__(self, build: Build, vocab: int, hidden: int, source: str | None = None) -> None:
+        super().__init__()
+        self.tp = build.tp
+        self.vocab = vocab
+        self.source = source
+        self.rows = -(-vocab // build.tp.size)
+        self.first = min(build.tp.rank * self.rows, vocab)
+        self.weight = build.parameter(self.rows, hidden)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        hidden = self.weight.shape[1]
+        held = slice(self.first, min(self.first + self.rows, self.vocab))
+        target = self.weight[: held.stop - held.start]
+        source = f"{self.source or name}.weight"
+        yield Shard(source, (self.vocab, hidden), (held, slice(0, hidden)), target)
+
+
+class VocabParallelEmbedding(VocabTable):
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] -> [tokens, hidden], whole on every rank."""
+        if self.tp.size == 1:
+            return functional.embedding(token_ids, self.weight)
+        local = token_ids - self.first
+        foreign = (local < 0) | (local >= self.rows)
+        embedded = functional.embedding(local.masked_fill(foreign, 0), self.weight)
+        return self.tp.all_reduce(embedded.masked_fill(foreign.unsqueeze(-1), 0))
+
+
+class ParallelLMHead(VocabTable):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] -> fp32 logits [rows, vocab], whole on every rank, padding cut off."""
+        logits = functional.linear(hidden, self.weight)
+        return self.tp.all_gather(logits, dim=-1)[:, : self.vocab].float()

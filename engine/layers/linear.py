@@ -1,0 +1,101 @@
+"""Matrices split over the tensor-parallel group: a column split, then a row split, one sum.
+
+    x ──> [ column: my rows of W ] ──> my part of y ──> [ row: my columns of W ] ──> all_reduce
+
+A checkpoint stores W as [out, in], so a *column* parallel layer reads rows of the file's tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from engine.layers.base import Build, Shard, ShardedLayer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One checkpoint matrix of a fused layer: its name, its rows, and those this rank holds."""
+
+    source: str
+    rows: int
+    held: slice
+
+    @property
+    def size(self) -> int:
+        return int(self.held.stop - self.held.start)
+
+
+class ColumnParallelLinear(ShardedLayer):
+    """Several matrices of one input, stacked: each rank computes its part of each, in order.
+
+    The parts carry their own names in the checkpoint, beside this layer's:
+    `...mlp.gate_up_proj` reads `...mlp.gate_proj` and `...mlp.up_proj`.
+    """
+
+    def __init__(self, build: Build, in_features: int, parts: Sequence[Part], bias: bool) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.sizes = [part.size for part in parts]
+        self.weight = build.parameter(sum(self.sizes), in_features)
+        self.bias = build.parameter(sum(self.sizes)) if bias else None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return functional.linear(inputs, self.weight, self.bias)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        parent = name.rpartition(".")[0]
+        columns = self.weight.shape[1]
+        for part, target in zip(self.parts, torch.split(self.weight, self.sizes), strict=True):
+            source = f"{parent}.{part.source}.weight"
+            yield Shard(source, (part.rows, columns), (part.held, slice(0, columns)), target)
+        if self.bias is None:
+            return
+        for part, target in zip(self.parts, torch.split(self.bias, self.sizes), strict=True):
+            yield Shard(f"{parent}.{part.source}.bias", (part.rows,), (part.held,), target)
+
+
+def even_parts(build: Build, sources: Sequence[str], rows: int) -> list[Part]:
+    """Matrices of `rows` rows each, cut evenly."""
+    return [Part(source, rows, build.span(rows)) for source in sources]
+
+
+def qkv_parts(build: Build, heads: int, kv_heads: int, head_dim: int) -> list[Part]:
+    """Query heads cut evenly. With fewer KV heads than ranks, neighbours hold the same KV head:
+
+    heads=8 kv_heads=2 tp=4    rank 0: q 0-1 kv 0 | rank 1: q 2-3 kv 0 | rank 2: q 4-5 kv 1 | ...
+    """
+    kv_held = max(1, kv_heads // build.tp.size)
+    first = build.tp.rank * kv_heads // build.tp.size * head_dim
+    kv_span = slice(first, first + kv_held * head_dim)
+    return [
+        Part("q_proj", heads * head_dim, build.span(heads * head_dim)),
+        Part("k_proj", kv_heads * head_dim, kv_span),
+        Part("v_proj", kv_heads * head_dim, kv_span),
+    ]
+
+
+class RowParallelLinear(ShardedLayer):
+    """Takes each rank's part of the input, gives the whole output to all."""
+
+    def __init__(self, build: Build, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.tp = build.tp
+        self.in_features = in_features
+        self.held = build.span(in_features)
+        self.weight = build.parameter(out_features, build.share(in_features))
+        self.bias = build.parameter(out_features) if bias else None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output = self.tp.all_reduce(functional.linear(inputs, self.weight))
+        return output if self.bias is None else output + self.bias  # once, not once a rank
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        rows = self.weight.shape[0]
+        index = (slice(0, rows), self.held)
+        yield Shard(f"{name}.weight", (rows, self.in_features), index, self.weight)
+        if self.bias is not None:
+            yield Shard(f"{name}.bias", (rows,), (slice(0, rows),), self.bias)

@@ -1,0 +1,100 @@
+"""Safetensors -> parameters: every rank reads only the parts of the files that it holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from engine.communicators import Solo
+from engine.layers.base import Build, Shard, model_shards
+from engine.models import build_model
+from engine.models.base import CausalLM
+from engine.shapes import ModelShape
+
+logger = logging.getLogger(__name__)
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_NAMED_AT_MOST = 8
+
+
+class WeightsError(ValueError):
+    """The checkpoint is not this model's. The message names the tensors or the file."""
+
+
+def load_weights(model: CausalLM, shape: ModelShape, directory: Path) -> None:
+    """Fill `model`, a stage on one rank, converting to its dtype and moving to its device.
+
+    Raises WeightsError for a missing file, and for missing, unexpected or ill-shaped tensors.
+    """
+    files = tensor_files(directory)
+    check_names(files, shape, directory)
+    wanted: dict[Path, list[Shard]] = defaultdict(list)
+    for shard in model_shards(model):
+        wanted[files[shard.source]].append(shard)
+    for number, (path, shards) in enumerate(sorted(wanted.items()), start=1):
+        logger.info("Loading safetensors shard %d/%d", number, len(wanted))
+        _read(path, shards)
+
+
+def tensor_files(directory: Path) -> Mapping[str, Path]:
+    """Which file holds which tensor, in a checkpoint of one file or of several with an index."""
+    index = directory / _INDEX
+    if index.is_file():
+        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return {name: directory / file for name, file in names.items()}
+    single = directory / _SINGLE
+    if not single.is_file():
+        raise WeightsError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
+    with _open(single) as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def check_names(names: Iterable[str], shape: ModelShape, directory: Path) -> None:
+    """Raises WeightsError unless `names` are the whole model's tensors, no more and no less."""
+    # The whole model, without memory: what any rank of any stage would read.
+    build = Build(Solo(), torch.device("meta"), torch.float32)
+    expected = {s.source for s in model_shards(build_model(build, shape, range(shape.num_layers)))}
+    present = {name for name in names if not _is_ignored(name, shape)}
+    if missing := expected - present:
+        raise WeightsError(f"{directory} lacks {_listed(missing)}")
+    if unexpected := present - expected:
+        raise WeightsError(f"{directory} has unexpected {_listed(unexpected)}")
+
+
+def _is_ignored(name: str, shape: ModelShape) -> bool:
+    """Old checkpoints carry computed frequencies, and some a copy of the tied embedding."""
+    return name.endswith("rotary_emb.inv_freq") or (
+        shape.tie_embeddings and name == "lm_head.weight"
+    )
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:_NAMED_AT_MOST])
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return f"{len(names)} tensors: {shown}{more}"
+
+
+def _read(path: Path, shards: list[Shard]) -> None:
+    with _open(path) as file:
+        for shard in shards:
+            stored = file.get_slice(shard.source)
+            if tuple(stored.get_shape()) != shard.shape:
+                raise WeightsError(
+                    f"{shard.source} in {path} is {stored.get_shape()}, "
+                    f"but config.json makes it {list(shard.shape)}"
+                )
+            shard.target.copy_(stored[shard.index])
+
+
+def _open(path: Path) -> Any:  # safe_open is untyped
+    if not path.is_file():
+        raise WeightsError(f"{path} is named by the index but absent")
+    return safe_open(path, framework="pt", device="cpu")
