@@ -65,7 +65,7 @@ def json(document: Mapping[str, Any]) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Columns under plain headings. A cell is text, or a rich Text where it has a colour."""
-    _console(sys.stdout).print(_grid(columns, rows))
+    _show(_grid(columns, rows), sys.stdout)
 
 
 def log_line(host: str, text: str) -> None:
@@ -126,21 +126,20 @@ def status(document: Mapping[str, Any]) -> None:
 
 def deployments(records: Iterable[Mapping[str, Any]]) -> None:
     """Models being served, from the `deployments` of `status --json`."""
-    table(
-        ("NAME", "MODEL", "ENGINE", "TP", "PP", "STATE", "URL"),
-        [
-            (
-                record["name"],
-                record["model"],
-                record["engine"],
-                str(record["tp"]),
-                str(record["pp"]),
-                _styled(record["state"]),
-                record["url"] or "-",
-            )
-            for record in records
-        ],
-    )
+    columns = ("NAME", "MODEL", "ENGINE", "TP", "PP", "STATE", "URL")
+    rows = [
+        (
+            record["name"],
+            record["model"],
+            record["engine"],
+            str(record["tp"]),
+            str(record["pp"]),
+            _styled(record["state"]),
+            record["url"] or "-",
+        )
+        for record in records
+    ]
+    _show(_grid(columns, rows, foldable=("MODEL", "URL")), sys.stdout)
 
 
 # --- about the run: stderr -----------------------------------------------------------------------
@@ -179,7 +178,7 @@ def timeline(stages: Sequence[tuple[str, float]]) -> None:
         (step, f"{seconds:.1f} s", "━" * max(1, round(24 * seconds / longest)))
         for step, seconds in stages
     ]
-    _console(sys.stderr).print(_grid(("STAGE", "TIME", ""), rows))
+    _show(_grid(("STAGE", "TIME", ""), rows), sys.stderr)
 
 
 def confirm(question: str) -> bool:
@@ -211,12 +210,15 @@ class Progress:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
+        # Printing waits for the display, whose own thread waits for this lock: print outside it.
         with self._lock:
-            self._board.update(event, time.monotonic())
-            if self._live is None:
-                _event_line(event)
-            elif event.kind in ("note", "warn", "line"):
-                self._live.console.print(_event_text(event), soft_wrap=True)
+            now = time.monotonic()
+            self._board.update(event, now)
+            due = self._live is None and self._board.due(event, now)
+        if due:
+            _event_line(event)
+        elif self._live and event.kind in ("note", "warn", "line"):
+            self._live.console.print(_event_text(event), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
         with self._lock:
@@ -231,7 +233,7 @@ class Progress:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """`with console.progress() as report: up(spec, report)`"""
+    """`with console.progress() as report: up(spec, report)`. After an error the picture stays."""
     if not _is_live():
         yield Progress(None)
         return
@@ -241,7 +243,11 @@ def progress() -> Iterator[Progress]:
     report = Progress(live)
     live.update(report)
     with live:
-        yield report
+        try:
+            yield report
+        except BaseException:
+            live.transient = False
+            raise
 
 
 def _is_live() -> bool:
@@ -249,8 +255,8 @@ def _is_live() -> bool:
 
 
 def _event_line(event: Event) -> None:
-    """`12:04:31 gpu02 | pull: 3.1 GB of 8.2 GB`: what happened, not every step towards it."""
-    if event.kind == "progress" or (_settings.quiet and event.kind != "warn"):
+    """`12:04:31 gpu02 | pull: 3.1 GB of 8.2 GB`; with -q only warnings."""
+    if _settings.quiet and event.kind != "warn":
         return
     print(f"{time.strftime('%H:%M:%S')} {_event_text(event)}", file=sys.stderr, flush=True)
 
@@ -268,15 +274,18 @@ def _board_grid(board: Board, now: float) -> RenderableType:
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))
-    rows, left_out = board.shown(limit=max(3, _console(sys.stderr).height - 4))
+    for foldable in (False, False, False, True, False, False):
+        grid.add_column(no_wrap=not foldable, overflow="fold")
+    width, height = _console(sys.stderr).size
+    rows, left_out = board.shown(limit=max(3, height - 4))
     for row in rows:
-        grid.add_row(*_row_cells(row, now))
+        grid.add_row(*_row_cells(row, now, bar_width=min(20, width // 6)))
     if left_out:
         grid.add_row("", f"and {left_out} more")
     return grid
 
 
-def _row_cells(row: Row, now: float) -> tuple[RenderableType, ...]:
+def _row_cells(row: Row, now: float, *, bar_width: int) -> tuple[RenderableType, ...]:
     from rich.progress_bar import ProgressBar
     from rich.spinner import Spinner
     from rich.text import Text
@@ -286,7 +295,7 @@ def _row_cells(row: Row, now: float) -> tuple[RenderableType, ...]:
     ) or Spinner("dots", style="cyan")
     bar: RenderableType = ""
     if row.total and row.state == "running":
-        bar = ProgressBar(total=row.total, completed=row.done or 0, width=20)
+        bar = ProgressBar(total=row.total, completed=row.done or 0, width=bar_width)
     seconds = f"{now - row.since:.0f} s" if row.state == "running" else ""
     return mark, row.host or "cluster", Text(row.step, "cyan"), Text(row.message), bar, seconds
 
@@ -330,10 +339,24 @@ def _console(stream: TextIO) -> Console:
     )
 
 
-def _grid(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> RenderableType:
+def _show(renderable: RenderableType, stream: TextIO) -> None:
+    """Draw, without the blanks that fill the lines to their end."""
+    console = _console(stream)
+    with console.capture() as drawn:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), file=stream)
+
+
+def _grid(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, foldable: Sequence[str] = ()
+) -> RenderableType:
+    """Only the foldable columns (the last, unless named) give way on a narrow terminal."""
     from rich.table import Table
 
-    grid = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        folds = column in (foldable or columns[-1:])
+        grid.add_column(column, overflow="fold", no_wrap=not folds)
     for row in rows:
         grid.add_row(*row)
     return grid

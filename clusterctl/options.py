@@ -10,6 +10,7 @@ A command takes the types it needs:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +80,30 @@ Image = Annotated[
         show_default=False,
     ),
 ]
+ClusterTitle = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="NAME", help="What the new cluster is called.", show_default=False
+    ),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="KIND[:N]",
+        help="What a node gives: auto, gpu, or cpu:N for N CPU slots.",
+        show_default=False,
+    ),
+]
+SshConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--ssh-config",
+        metavar="FILE",
+        help="Read this instead of ~/.ssh/config.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what cannot be undone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
@@ -123,9 +148,25 @@ def load_spec(
     config: Path | None = None,
     cluster: str | None = None,
     head: str | None = None,
-    workers: list[str] | None = None,
+    workers: Sequence[str] | None = None,
+    name: str | None = None,
     image: str | None = None,
+    devices: str | None = None,
+    ssh_config: str | None = None,
     accept_new_host_keys: bool = False,
 ) -> ClusterSpec:
     """The cluster that these flags mean. Raises ConfigError."""
-    raise NotImplementedError
+    from clusterctl import config as configuration
+
+    flags = configuration.Flags(
+        cluster=cluster,
+        config=config,
+        head=head,
+        workers=tuple(workers or ()),
+        name=name,
+        image=image,
+        devices=devices,
+        ssh_config=ssh_config,
+        accept_new_host_keys=accept_new_host_keys or None,
+    )
+    return configuration.load_spec(flags).spec

@@ -7,7 +7,10 @@ from typing import Literal
 
 from clusterctl.events import Event
 
+TELL_EVERY_S = 10.0
+
 RowState = Literal["running", "done", "warned"]
+_STATES: dict[str, RowState] = {"done": "done", "warn": "warned"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Row:
 
 @dataclass
 class Board:
-    """Rows by host in order of appearance; first and last moment of each step, in seconds."""
+    """Rows by host in order of appearance; first and last moment of each step, in seconds;
+    when a host's progress was last told as a line."""
 
     rows: dict[str | None, Row] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    told: dict[str | None, float] = field(default_factory=dict)
 
     def update(self, event: Event, now: float) -> None:
         first, _ = self.spans.get(event.step, (now, now))
@@ -52,6 +57,15 @@ class Board:
             return replace(row, message=before.message)
         return row
 
+    def due(self, event: Event, now: float) -> bool:
+        """Whether a reader of plain lines should see it: of `progress` only now and then."""
+        if event.kind != "progress":
+            return True
+        if now - self.told.get(event.host, now - TELL_EVERY_S) < TELL_EVERY_S:
+            return False
+        self.told[event.host] = now
+        return True
+
     def shown(self, limit: int) -> tuple[list[Row], int]:
         """At most `limit` rows, those at work first, and how many were left out."""
         rows = sorted(self.rows.values(), key=lambda row: row.state == "done")
@@ -60,6 +74,3 @@ class Board:
     def stages(self) -> list[tuple[str, float]]:
         """(step, seconds) in the order they began. Steps that overlap each count in full."""
         return [(step, last - first) for step, (first, last) in self.spans.items()]
-
-
-_STATES: dict[str, RowState] = {"done": "done", "warn": "warned"}
