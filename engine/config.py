@@ -15,6 +15,8 @@ class EngineConfig:
     `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
     `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
     `distributed_executor_backend` None: "inproc" for one rank, "mp" otherwise.
+    `start_timeout_s` is how long the ranks may take to come up, before any weight is read;
+    `step_timeout_s` how long one step may take before the slowest rank counts as hung.
     """
 
     model: str
@@ -32,6 +34,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     seed: int = 0
     step_timeout_s: float = 300.0
+    start_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         for name in (

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+# What a rank runs, as "module:class": named, not passed, so that a driver whose ranks are other
+# processes need not import torch.
+RUNNER = "engine.runner:Runner"
+
 
 class RankFailed(RuntimeError):
     """A rank died, hung past its deadline or raised. `rank` names it; the executor is then dead."""
@@ -17,6 +21,7 @@ class Executor(Protocol):
     """world_size ranks, each holding one engine.runner.Runner. Rank = pp_rank * tp + tp_rank."""
 
     world_size: int
+    devices: tuple[str, ...]  # of each rank, as torch names them: "cpu", "cuda:0"
 
     def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
         """Call `method(*args)` on every rank at once; the results in rank order.
