@@ -172,9 +172,20 @@ def read_shape(directory: Path) -> ModelShape:
 def parse_shape(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes, as transformers 4 or 5 wrote it."""
     try:
+        _check_supported(config)
         return _parse(config)
     except KeyError as error:
         raise ShapeError(f"config.json lacks {error.args[0]}") from error
+
+
+def _check_supported(config: Mapping[str, Any]) -> None:
+    """Refuse what would otherwise run and give wrong text."""
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method", "unknown")
+        raise ShapeError(f"quantised weights ({method}) are not supported: use the original model")
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ShapeError(f"activation {activation} is not supported (known: silu)")
 
 
 def _parse(config: Mapping[str, Any]) -> ModelShape:
