@@ -1,0 +1,98 @@
+"""What the testbed needs of the machine: checked first, and refused with the reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from .layout import DATA
+from .shell import Failure, logged, run, say, succeeds
+
+PACKAGES = {  # Debian package -> a file of it
+    "ca-certificates": "/usr/sbin/update-ca-certificates",
+    "debootstrap": "/usr/sbin/debootstrap",
+    "docker-registry": "/usr/bin/docker-registry",
+    "iproute2": "/usr/sbin/ip",
+    "iptables": "/usr/sbin/iptables",
+    "openssh-client": "/usr/bin/ssh",
+    "python3-venv": "/usr/share/doc/python3-venv",
+    "util-linux": "/usr/bin/nsenter",
+}
+FREE_GB = 15
+OVERLAY_UPPERS = ("ext4", "xfs", "btrfs")
+NO_SERVICES = Path("/usr/sbin/policy-rc.d")
+
+
+def check() -> None:
+    """Raises Failure with every reason at once."""
+    DATA.mkdir(parents=True, exist_ok=True)
+    reasons = [reason for reason in _reasons() if reason]
+    if reasons:
+        raise Failure("this machine cannot carry the testbed:\n  " + "\n  ".join(reasons))
+
+
+def _reasons() -> list[str | None]:
+    return [_not_linux(), _not_root(), _not_debian(), _cgroups_v2(), _no_overlay(), _disk_full()]
+
+
+def _not_linux() -> str | None:
+    return None if platform.system() == "Linux" else "it runs on Linux only"
+
+
+def _not_root() -> str | None:
+    return None if os.geteuid() == 0 else "it makes namespaces and mounts: run it as root"
+
+
+def _not_debian() -> str | None:
+    return None if shutil.which("apt-get") else "no apt-get: its packages are Debian's"
+
+
+def _cgroups_v2() -> str | None:
+    if Path("/sys/fs/cgroup/memory").is_dir():
+        return None
+    return "no cgroup v1 under /sys/fs/cgroup: cgroup v2 alone has not been made to work"
+
+
+def _no_overlay() -> str | None:
+    if "overlay" not in Path("/proc/filesystems").read_text() and not succeeds(
+        ["modprobe", "overlay"]
+    ):
+        return "the kernel has no overlayfs"
+    kind = run(["stat", "--file-system", "--format=%T", DATA]).strip()
+    if kind in ("ext2/ext3", *OVERLAY_UPPERS):
+        return None
+    return f"{DATA} is on {kind}: mount one of {', '.join(OVERLAY_UPPERS)} there"
+
+
+def _disk_full() -> str | None:
+    free = shutil.disk_usage(DATA).free / 1e9
+    return None if free >= FREE_GB else f"{DATA} has {free:.0f} GB free, {FREE_GB} are needed"
+
+
+def install_packages() -> None:
+    missing = [name for name, file in PACKAGES.items() if not Path(file).exists()]
+    if not missing:
+        return
+    say(f"installing {', '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    log = DATA / "apt.log"
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    with _ServicesOff():
+        logged(["apt-get", "update"], log, env=environment)
+        logged(install, log, env=environment)
+
+
+class _ServicesOff:
+    """Debian starts what it installs, unless this file says no; we run our own."""
+
+    def __enter__(self) -> None:
+        self.ours = not NO_SERVICES.exists()
+        if self.ours:
+            NO_SERVICES.write_text("#!/bin/sh\nexit 101\n")
+            NO_SERVICES.chmod(0o755)
+
+    def __exit__(self, *_: object) -> None:
+        if self.ours:
+            NO_SERVICES.unlink()

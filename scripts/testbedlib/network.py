@@ -1,0 +1,74 @@
+"""One bridge, and for every host a network namespace with a cable into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .layout import Host, Testbed
+from .shell import run, succeeds
+
+
+def build_bridge(testbed: Testbed) -> None:
+    if not _link_exists(testbed.bridge):
+        run(["ip", "link", "add", testbed.bridge, "type", "bridge"])
+        run(["ip", "addr", "add", f"{testbed.address}/24", "dev", testbed.bridge])
+    run(["ip", "link", "set", testbed.bridge, "up"])
+    if not succeeds(["iptables", "--check", *_forward_rule(testbed)]):
+        run(["iptables", "--insert", *_forward_rule(testbed)])
+
+
+def remove_bridge(testbed: Testbed) -> None:
+    while succeeds(["iptables", "--delete", *_forward_rule(testbed)]):
+        pass
+    if _link_exists(testbed.bridge):
+        run(["ip", "link", "delete", testbed.bridge])
+
+
+def connect(host: Host) -> None:
+    """Give the host a namespace, lo, and eth0 with its address. Nothing to do on a second call."""
+    if has_namespace(host):
+        return
+    run(["ip", "netns", "add", host.namespace])
+    cable = ["ip", "link", "add", host.cable, "type", "veth"]
+    run([*cable, "peer", "name", "eth0", "netns", host.namespace])
+    run(["ip", "link", "set", host.cable, "master", host.testbed.bridge, "up"])
+    inside = ["ip", "-n", host.namespace]
+    run([*inside, "link", "set", "lo", "up"])
+    run([*inside, "addr", "add", f"{host.address}/24", "dev", "eth0"])
+    run([*inside, "link", "set", "eth0", "up"])
+    run([*inside, "route", "add", "default", "via", host.testbed.address])
+
+
+def disconnect(host: Host) -> None:
+    """Both ends of the cable go with the one that we hold."""
+    if _link_exists(host.cable):
+        run(["ip", "link", "delete", host.cable])
+    if has_namespace(host):
+        run(["ip", "netns", "delete", host.namespace])
+
+
+def has_namespace(host: Host) -> bool:
+    return succeeds(["test", "-e", f"/run/netns/{host.namespace}"])
+
+
+def unplug(host: Host) -> None:
+    """Our end goes down: the host loses its carrier and keeps its address, as with a real cable."""
+    run(["ip", "link", "set", host.cable, "down"])
+
+
+def plug(host: Host) -> None:
+    run(["ip", "link", "set", host.cable, "up"])
+
+
+def in_namespace(host: Host, argv: Sequence[str]) -> str:
+    return run(["nsenter", f"--net=/run/netns/{host.namespace}", *argv])
+
+
+def _forward_rule(testbed: Testbed) -> list[str]:
+    """Another Docker Engine on this machine sets FORWARD to DROP, and bridged frames pass it."""
+    bridge = testbed.bridge
+    return ["FORWARD", "--in-interface", bridge, "--out-interface", bridge, "--jump", "ACCEPT"]
+
+
+def _link_exists(name: str) -> bool:
+    return succeeds(["ip", "link", "show", "dev", name])
