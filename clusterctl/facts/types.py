@@ -41,7 +41,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """`driver` None with no GPUs: no driver on this host. `error`: the tool was there and failed."""
+    """`driver` None with no GPUs: no driver on this host. `error`: what the tool said when it failed,
+    or why GPUs that are there cannot be used."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
@@ -92,11 +93,11 @@ class HostInfo:
     is_root: bool
     can_sudo: bool
     cpus: int
-    cpu_model: str
+    cpu_model: str | None
     memory_bytes: int
     memory_available_bytes: int
     clock_offset_s: float | None  # host clock minus ours, round trip taken out
-    hostname_resolves_to: tuple[str, ...]
+    hostname_resolves_to: tuple[str, ...] | None  # (): it does not resolve
     ulimits: tuple[
         tuple[str, str], ...
     ]  # ("memlock", "unlimited"), ("nofile", "1024"), ("stack", "8192")

@@ -1,0 +1,129 @@
+"""The machine itself: system, CPU, memory, disks, limits, clock, its own name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from clusterctl.errors import PreflightFailed
+from clusterctl.facts.sections import NOT_FOUND, Section
+from clusterctl.facts.types import Disk, HostInfo
+
+CLOCK = "date +%s.%N"
+
+PROBES: Mapping[str, str] = {
+    "system": 'uname -s; uname -n; uname -r; uname -m; id -un; id -u; echo "$HOME"',
+    "os_release": "cat /etc/os-release",
+    "sudo": "sudo -n true",
+    "cpus": "getconf _NPROCESSORS_ONLN || grep -c ^processor /proc/cpuinfo",
+    "cpu_model": "grep -m1 '^model name' /proc/cpuinfo || lscpu | grep -m1 '^Model name'",
+    "memory": "cat /proc/meminfo",
+    "limits": "cat /proc/self/limits",
+    "resolve": 'getent ahosts "$(uname -n)" || getent hosts "$(uname -n)"',
+    "selinux": """
+if [ -e /sys/fs/selinux/enforce ]; then cat /sys/fs/selinux/enforce; else echo disabled; fi""",
+}
+
+# /proc/self/limits name -> ulimit's name and unit (bytes in one of it)
+_LIMITS = {
+    "Max locked memory": ("memlock", 1024),
+    "Max open files": ("nofile", 1),
+    "Max stack size": ("stack", 1024),
+    "Max processes": ("nproc", 1),
+}
+_SELINUX = {"1": "enforcing", "0": "permissive", "disabled": "disabled"}
+
+
+def parse_host(
+    name: str, sections: Mapping[str, Section], *, clock_offset_s: float | None
+) -> HostInfo:
+    """Raises PreflightFailed on a machine that is no Linux."""
+    system, hostname, kernel, architecture, user, uid, home = sections["system"].stdout.split("\n")[
+        :7
+    ]
+    if system != "Linux":
+        raise PreflightFailed(
+            f"this is a {system} machine",
+            host=name,
+            hint="nodes must run Linux; leave this host out of hosts:",
+        )
+    total, available = parse_memory(sections["memory"].stdout)
+    return HostInfo(
+        hostname=hostname,
+        os=parse_os(sections["os_release"].stdout) or system,
+        kernel=kernel,
+        architecture=architecture,
+        user=user,
+        home=home,
+        is_root=uid == "0",
+        can_sudo=sections["sudo"].ok,
+        cpus=int(sections["cpus"].stdout),
+        cpu_model=parse_cpu_model(sections["cpu_model"]),
+        memory_bytes=total,
+        memory_available_bytes=available,
+        clock_offset_s=clock_offset_s,
+        hostname_resolves_to=parse_resolved(sections["resolve"]),
+        ulimits=parse_limits(sections["limits"].stdout),
+        disks=parse_disks(sections["disks"].stdout),
+        selinux=_SELINUX.get(sections["selinux"].stdout.strip()),
+    )
+
+
+def parse_os(text: str) -> str | None:
+    """PRETTY_NAME of /etc/os-release."""
+    match = re.search(r'^PRETTY_NAME=["\']?(.*?)["\']?$', text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def parse_cpu_model(section: Section) -> str | None:
+    return section.stdout.partition(":")[2].strip() or None
+
+
+def parse_memory(text: str) -> tuple[int, int]:
+    """Total and available bytes of /proc/meminfo."""
+    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
+    return int(kib["MemTotal"]) * 1024, int(kib["MemAvailable"]) * 1024
+
+
+def parse_limits(text: str) -> tuple[tuple[str, str], ...]:
+    """Soft limits of /proc/self/limits, in the units of `ulimit` (KiB for memory)."""
+    return tuple(
+        (name, soft if soft == "unlimited" else str(int(soft) // unit))
+        for title, (name, unit) in _LIMITS.items()
+        for soft in re.findall(rf"^{title}\s+(\S+)", text, re.MULTILINE)
+    )
+
+
+def parse_disks(text: str) -> tuple[Disk, ...]:
+    """Lines of "PATH<tab>a line of `df -Pk`". A path that is not there has no line."""
+    return tuple(_disks(text))
+
+
+def _disks(text: str) -> Iterator[Disk]:
+    for line in text.splitlines():
+        path, _, df = line.partition("\t")
+        if numbers := re.search(r"\s(\d+)\s+\d+\s+(\d+)\s+\d+%\s", df):
+            yield Disk(path, int(numbers[1]) * 1024, int(numbers[2]) * 1024)
+
+
+def parse_resolved(section: Section) -> tuple[str, ...] | None:
+    """Addresses that the host's own name leads to there; () when it leads nowhere."""
+    if section.exit_code == NOT_FOUND:
+        return None
+    return tuple(
+        dict.fromkeys(line.split()[0] for line in section.stdout.splitlines() if line.strip())
+    )
+
+
+def clock_offset(first: Section, last: Section, *, sent: float, received: float) -> float | None:
+    """Host clock minus ours. `first` and `last` are its clock at both ends of the probe, so the
+    time that the probe itself takes falls out and only the way there and back is halved."""
+    begin, end = _seconds(first), _seconds(last)
+    if begin is None or end is None:
+        return None
+    return ((begin - sent) + (end - received)) / 2
+
+
+def _seconds(section: Section) -> float | None:
+    match = re.match(r"\d+(\.\d+)?", section.stdout)  # busybox leaves "%N" behind the dot
+    return float(match[0]) if match else None
