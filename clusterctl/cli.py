@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby, takewhile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from typer.main import get_command
 from clusterctl import __version__, console, options
 from clusterctl.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterctlError, ConfigError
 
+PROGRAMS = ("clusterctl", "infercluster")
 CLUSTER, MODELS, NODES, SETUP = "Cluster", "Models", "Inside the nodes", "Configuration"
 
 EPILOG = (
@@ -148,7 +150,8 @@ class Bug(ClusterctlError):
 def main() -> None:
     """Both entry points. Ends the process with the documented code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    code = run(sys.argv[1:])
+    called_as = Path(sys.argv[0]).name
+    code = run(sys.argv[1:], program=called_as if called_as in PROGRAMS else PROGRAMS[0])
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -157,10 +160,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def run(args: Sequence[str]) -> int:
+def run(args: Sequence[str], *, program: str = PROGRAMS[0]) -> int:
     """Run one command line; its exit code. Every error becomes text here and nowhere else."""
     try:
-        return get_command(app).main(list(args), standalone_mode=False) or EXIT_OK
+        return get_command(app).main(list(args), program, standalone_mode=False) or EXIT_OK
     except ClusterctlError as error:
         failure = error
     except typer.TyperException as error:

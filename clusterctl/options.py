@@ -91,7 +91,7 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         metavar="KIND[:N]",
-        help="What a node gives: auto, gpu, or cpu:N for N CPU slots.",
+        help="What a node gives: auto, gpu, gpu:N or cpu:N (N processes).",
         show_default=False,
     ),
 ]
@@ -138,9 +138,7 @@ HostArgument = Annotated[
 
 def command_group(help_text: str) -> typer.Typer:
     """The Typer app of a command that has subcommands."""
-    return typer.Typer(
-        help=help_text, rich_markup_mode=None, add_completion=False, no_args_is_help=True
-    )
+    return typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
 
 
 def load_spec(

@@ -1,0 +1,285 @@
+"""What goes where: results to stdout, everything about the run to stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from clusterctl import console
+from clusterctl.containers import ContainerSpec
+from clusterctl.errors import ClusterctlError
+from clusterctl.events import Event
+from clusterctl.launch import LaunchPlan, NodePlan
+from clusterctl.progress import TELL_EVERY_S, Board
+from clusterctl.raycluster import ExpectedNode, Formation, SeenNode
+
+STATUS = {
+    "schema_version": 1,
+    "cluster": "demo",
+    "verified": True,
+    "nodes": [
+        {
+            "name": "gpu01",
+            "address": "10.0.0.1",
+            "role": "head",
+            "state": "ready",
+            "devices_expected": 8,
+            "devices_seen": 8,
+            "detail": "",
+        },
+        {
+            "name": "gpu02",
+            "address": "10.0.0.2",
+            "role": "worker",
+            "state": "failed",
+            "devices_expected": 8,
+            "devices_seen": 0,
+            "detail": "container exited 127: ray: not found",
+        },
+    ],
+    "deployments": [
+        {
+            "name": "llama",
+            "model": "meta-llama/Llama-3.1-70B",
+            "engine": "native",
+            "tp": 8,
+            "pp": 2,
+            "state": "starting",
+            "url": None,
+        }
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    console.configure()
+
+
+def test_status_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    console.status(STATUS)
+    assert capsys.readouterr().out == (
+        "demo: verified\n"
+        "NODE   ROLE    ADDRESS   STATE   DEVICES  DETAIL\n"
+        "gpu01  head    10.0.0.1  ready   8/8\n"
+        "gpu02  worker  10.0.0.2  failed  0/8      container exited 127: ray: not found\n"
+        "\n"
+        "NAME   MODEL                     ENGINE  TP  PP  STATE     URL\n"
+        "llama  meta-llama/Llama-3.1-70B  native  8   2   starting  -\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verified", "verdict"),
+    [
+        (False, "demo: NOT verified"),
+        (None, "demo: not known to be verified (sanity was skipped)"),
+    ],
+)
+def test_verdict(verified: bool | None, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.status({**STATUS, "verified": verified, "deployments": []})
+    assert capsys.readouterr().out.splitlines()[0] == verdict
+
+
+def test_formation_shows_expected_against_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    console.formation(
+        Formation(
+            (
+                SeenNode("gpu01", "10.0.0.1", "head", "ready", 8, 8),
+                SeenNode("gpu02", "10.0.0.2", "worker", "missing", 8, 0, "not in Ray"),
+            )
+        )
+    )
+    assert capsys.readouterr().out.splitlines()[2].split(maxsplit=5) == [
+        "gpu02",
+        "worker",
+        "10.0.0.2",
+        "missing",
+        "0/8",
+        "not in Ray",
+    ]
+
+
+def test_plan_ends_in_lines_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = ExpectedNode("gpu01", "10.0.0.1", "head", "gpu", 8)
+    node = NodePlan(expected, "create", "no container here", ContainerSpec("c", "i", ()), pull=True)
+    line = "docker run -d " + "--env A=b " * 60 + "image"
+    console.plan(LaunchPlan("demo", (node,)), {"gpu01": line})
+    assert capsys.readouterr().out == (
+        "NODE   ROLE  ADDRESS   ACTION        WHY\n"
+        "gpu01  head  10.0.0.1  create, pull  no container here\n"
+        f"\n# gpu01\n{line}\n"
+    )
+
+
+def test_only_the_last_column_gives_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console.table(("ADDRESS", "WHY"), [("10.99.3.21", "one two three four five six seven")])
+    assert capsys.readouterr().out == (
+        "ADDRESS     WHY\n10.99.3.21  one two three four five six\n            seven\n"
+    )
+
+
+def test_text_of_hosts_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.log_line("gpu01", "[bold]x[/bold] :smile: [fe80::1]:22")
+    console.note("[red]no[/red]")
+    captured = capsys.readouterr()
+    assert captured.out == "gpu01 | [bold]x[/bold] :smile: [fe80::1]:22\n"
+    assert captured.err == "[red]no[/red]\n"
+
+
+def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console.json(STATUS)
+    assert json.loads(capsys.readouterr().out) == STATUS
+
+
+def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    console.configure(quiet=True)
+    console.note("noted")
+    console.timeline([("connect", 1.0)])
+    with console.progress() as report:
+        report(Event("begin", "connect", host="a"))
+        report(Event("warn", "connect", "slow", host="a"))
+    console.warn("careful")
+    console.error(ClusterctlError("bad"))
+    assert capsys.readouterr().err.splitlines()[0].endswith("a | connect: warning: slow")
+
+
+def test_force_color_and_no_color(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    console.warn("x")
+    assert "\x1b[33m" in capsys.readouterr().err
+    console.configure(no_color=True)
+    console.warn("x")
+    assert "\x1b[33m" not in capsys.readouterr().err
+
+
+def test_timeline_is_in_proportion(capsys: pytest.CaptureFixture[str]) -> None:
+    console.timeline([("connect", 0.5), ("pull", 12.0)])
+    assert capsys.readouterr().err == (
+        "STAGE    TIME\nconnect  0.5 s   ━\npull     12.0 s  ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+    )
+
+
+def test_questions_without_a_terminal_are_not_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert not console.confirm("Replace gpu01?")
+    assert console.ask_secret("API key") is None
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress() as report:
+        report(Event("begin", "connect", host="gpu01"))
+        report(Event("done", "connect", "root@10.0.0.1", host="gpu01"))
+        report(Event("progress", "formation", "1/2 nodes; missing gpu02 10.0.0.2"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "gpu01 | connect: started",
+        "gpu01 | connect: root@10.0.0.1",
+        "cluster | formation: 1/2 nodes; missing gpu02 10.0.0.2",
+    ]
+    assert [step for step, _ in report.stages] == ["connect", "formation"]
+
+
+def test_many_threads_may_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress() as report:
+        threads = [
+            threading.Thread(target=report, args=(Event("note", "facts", "x", host=str(n)),))
+            for n in range(50)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(capsys.readouterr().err.splitlines()) == 50
+
+
+LIVE = """
+from clusterctl import console
+from clusterctl.events import Event
+with console.progress() as report:
+    report(Event("begin", "pull", "an image", host="gpu01"))
+    for n in range(200):
+        report(Event("warn", "pull", f"said {n}", host="gpu01"))
+    END
+"""
+
+
+def on_a_terminal(program: str) -> str:
+    """Everything the program wrote, with stderr a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            said += chunk
+    except OSError:  # Linux says EIO when the other end is closed
+        pass
+    os.close(ours)
+    process.wait(timeout=60)
+    return said.decode()
+
+
+def test_live_display_and_warnings_do_not_wait_for_each_other() -> None:
+    said = on_a_terminal(LIVE.replace("END", "pass"))
+    assert "gpu01 | pull: warning: said 199" in said
+    assert said.rstrip().endswith("\x1b[2K")  # the picture is wiped
+
+
+def test_after_an_error_the_picture_stays() -> None:
+    said = on_a_terminal(LIVE.replace("END", "raise SystemExit(3)"))
+    assert "said 199" in said.rpartition("\x1b[2K")[2]
+
+
+def test_board_keeps_the_newest_step_of_each_host() -> None:
+    board = Board()
+    board.update(Event("begin", "pull", "image", host="a"), 1.0)
+    board.update(Event("progress", "pull", host="a", done=5, total=10), 3.0)
+    board.update(Event("done", "connect", host="b"), 4.0)
+    rows, left_out = board.shown(limit=5)
+    assert [(row.host, row.step, row.message, row.state, row.since) for row in rows] == [
+        ("a", "pull", "image", "running", 1.0),
+        ("b", "connect", "", "done", 4.0),
+    ]
+    assert (rows[0].done, rows[0].total, left_out) == (5, 10, 0)
+    assert board.stages() == [("pull", 2.0), ("connect", 0.0)]
+
+
+def test_board_shows_hosts_at_work_first() -> None:
+    board = Board()
+    for number in range(9):
+        kind = "begin" if number == 8 else "done"
+        board.update(Event(kind, "facts", host=f"h{number}"), 0.0)  # type: ignore[arg-type]
+    rows, left_out = board.shown(limit=3)
+    assert [row.host for row in rows] == ["h8", "h0", "h1"]
+    assert left_out == 6
+
+
+def test_progress_is_told_now_and_then() -> None:
+    board = Board()
+    event = Event("progress", "pull", "1 GB", host="a")
+    told = [board.due(event, now) for now in (0.0, 1.0, TELL_EVERY_S, TELL_EVERY_S + 1)]
+    assert told == [True, False, True, False]
+    assert board.due(Event("done", "pull", host="a"), 1.0)
