@@ -1,0 +1,41 @@
+"""Text <-> token ids, by the checkpoint's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Tokenizer:
+    """Of a checkpoint directory; reads nothing but that directory."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._tokenizer.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """With the special tokens, such as a leading BOS, that the model's prompts begin with."""
+        ids: list[int] = self._tokenizer.encode(text)
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Messages ({"role", "content"}) as the model was taught to read them, ending where the
+        assistant is to speak. Raises ValueError when the model has no chat template."""
+        if not self.has_chat_template:
+            raise ValueError("this model has no chat template: use /v1/completions")
+        text = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Bytes that are no whole character yet come out as U+FFFD."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
