@@ -24,7 +24,7 @@ get() { v=; read -r v 2>/dev/null <"$d/$1"; printf '\\t%s' "$v"; }
 for d in /sys/class/net/*; do
   [ -d "$d" ] || continue
   printf '%s' "${d##*/}"
-  get flags; get mtu; get speed; get address; echo
+  get flags; get carrier; get mtu; get speed; get address; echo
 done""",
     "ss": "ss -ltnp",
     "proc_tcp": """
@@ -87,7 +87,7 @@ def parse_ip_addr(text: str) -> tuple[Interface, ...]:
 def _from_ip(entry: Mapping[str, Any]) -> Interface:
     return Interface(
         name=entry["ifname"],
-        up="UP" in entry["flags"],
+        up={"UP", "LOWER_UP"} <= set(entry["flags"]),  # switched on, and something at the other end
         addresses=tuple(
             Address(info["local"], info["prefixlen"])
             for info in entry.get("addr_info", ())
@@ -101,15 +101,16 @@ def _from_ip(entry: Mapping[str, Any]) -> Interface:
 
 
 def parse_sys_net(text: str) -> dict[str, SysInterface]:
-    """Lines of name, flags, MTU, speed, MAC, separated by tabs; a speed may be missing or -1."""
+    """Lines of name, flags, carrier, MTU, speed, MAC, by tabs; a speed may be missing or -1."""
     return dict(_sys_lines(text))
 
 
 def _sys_lines(text: str) -> Iterator[tuple[str, SysInterface]]:
     for line in text.splitlines():
-        name, flags, mtu, speed, mac = line.split("\t")
+        name, flags, carrier, mtu, speed, mac = line.split("\t")
+        up = bool(int(flags, 16) & _UP) and carrier == "1"
         mbit = int(speed) if speed.isdecimal() and speed != "0" else None
-        yield name, SysInterface(bool(int(flags, 16) & _UP), int(mtu), mbit, mac)
+        yield name, SysInterface(up, int(mtu), mbit, mac)
 
 
 def from_proc(text: str, sys_net: Mapping[str, SysInterface]) -> tuple[Interface, ...]:
@@ -182,7 +183,7 @@ def _listener(local: str, process: str) -> Listener:
     address, _, port = local.rpartition(":")
     named = re.search(r'\(\("([^"]+)"', process)
     bare = address.strip("[]").partition("%")[0]
-    return Listener(bare, int(port), named[1] if named else None)
+    return Listener("::" if bare == "*" else bare, int(port), named[1] if named else None)
 
 
 def parse_proc_tcp(text: str) -> tuple[Listener, ...]:

@@ -19,6 +19,8 @@ class Address:
 
 @dataclass(frozen=True)
 class Interface:
+    """`up`: switched on and with a carrier."""
+
     name: str
     up: bool
     addresses: tuple[Address, ...]
@@ -41,8 +43,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """`driver` None with no GPUs: no driver on this host. `error`: what the tool said when it failed,
-    or why GPUs that are there cannot be used."""
+    """`driver` None with no GPUs: no driver on this host. `error`: what the tool said when it
+    failed, or why GPUs that are there cannot be used."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
