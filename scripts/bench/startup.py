@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""How long `clusterctl --help` takes beside a bare Typer app with the same commands and help texts.
+
+Both run in turn within one run, and medians are compared: this machine's mood hits both. With
+--write the result becomes the "Start" section of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from clusterctl.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEADING = "## Start of the command line"
+LIMIT = 1.5
+
+BARE_APP = """\
+import typer
+app = typer.Typer({settings})
+{commands}
+app()
+"""
+BARE_COMMAND = """\
+@app.command(name={name!r})
+def command_{number}() -> None:
+    {help!r}
+"""
+
+
+def bare_app(settings: str) -> str:
+    commands = [
+        BARE_COMMAND.format(name=name, number=number, help=entry.help)
+        for number, (name, entry) in enumerate(COMMANDS.items())
+    ]
+    return BARE_APP.format(settings=settings, commands="\n".join(commands))
+
+
+def seconds(argv: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def measure(programs: dict[str, list[str]], runs: int) -> dict[str, float]:
+    """Median seconds of each program, run in turn; one round first to warm the caches."""
+    times = [{name: seconds(argv) for name, argv in programs.items()} for _ in range(runs + 1)]
+    return {name: statistics.median(row[name] for row in times[1:]) for name in programs}
+
+
+def programs(folder: Path) -> dict[str, list[str]]:
+    plain, drawn = folder / "plain.py", folder / "drawn.py"
+    plain.write_text(bare_app("rich_markup_mode=None"))
+    drawn.write_text(bare_app(""))
+    return {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "bare Typer app, plain help": [sys.executable, str(plain), "--help"],
+        "bare Typer app, as it comes (rich help)": [sys.executable, str(drawn), "--help"],
+        "clusterctl --help": [sys.executable, "-m", "clusterctl", "--help"],
+    }
+
+
+def section(medians: dict[str, float], runs: int) -> str:
+    bare = medians["bare Typer app, plain help"]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    rows = [
+        f"| {name} | {1000 * median:.0f} ms | {median / bare:.2f} |"
+        for name, median in medians.items()
+    ]
+    head = [
+        HEADING,
+        "",
+        f"`scripts/bench/startup.py --write`: medians of {runs} runs in turn; commit {commit}, "
+        f"{datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}.",
+        "",
+        "| | median | to the bare app |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def write(text: str) -> None:
+    """Put the section into the page, in place of the one that is there."""
+    page = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
+    before, found, after = page.partition(HEADING)
+    _, next_heading, rest = after.partition("\n## ")
+    tail = f"\n{next_heading.lstrip()}{rest}" if found and next_heading else ""
+    PAGE.write_text(f"{before.rstrip()}\n\n{text}{tail}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        medians = measure(programs(Path(folder)), args.runs)
+    text = section(medians, args.runs)
+    print(text)
+    if args.write:
+        write(text)
+    ratio = medians["clusterctl --help"] / medians["bare Typer app, plain help"]
+    return 0 if ratio <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
