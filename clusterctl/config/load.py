@@ -89,7 +89,17 @@ def load_spec(
 ) -> Loaded:
     """The cluster that is meant. Raises ConfigError naming file and line, flag or variable."""
     cwd = cwd or Path.cwd()
-    file = find_file(flags, env, cwd)
+    return _load(find_file(flags, env, cwd), flags, env, cwd)
+
+
+def load_flags(
+    flags: Flags, env: Mapping[str, str] = os.environ, cwd: Path | None = None
+) -> Loaded:
+    """The cluster that flags and environment mean by themselves, whatever files there are."""
+    return _load(None, flags, env, cwd or Path.cwd())
+
+
+def _load(file: Path | None, flags: Flags, env: Mapping[str, str], cwd: Path) -> Loaded:
     below = stack([_file_layer(file, env, cwd), _environment_layer(env, cwd)])
     layer = with_hosts(stack([below, _flags_layer(flags, below, cwd)]))
     spec = check(layer.data, layer.origins).spec()
