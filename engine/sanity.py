@@ -142,10 +142,10 @@ def spawn(args: argparse.Namespace, scratch: Path) -> list[RankProcess]:
 
 
 def _spawn_rank(args: argparse.Namespace, local_rank: int, scratch: Path) -> RankProcess:
-    rank = args.node_rank * args.nproc_per_node + local_rank
+    rank = args.first_rank + local_rank
     log = scratch / f"nccl-{rank}.log"
     argv = [sys.executable, "-m", "engine.sanity_rank", f"--rank={rank}"]
-    argv += [f"--local-rank={local_rank}", f"--world-size={args.nnodes * args.nproc_per_node}"]
+    argv += [f"--local-rank={local_rank}", f"--world-size={args.world_size}"]
     argv += [f"--master-addr={args.master_addr}", f"--master-port={args.master_port}"]
     argv += [f"--backend={args.backend}", f"--timeout={args.timeout}"]
     argv += [f"--bytes={args.bytes}"] if args.bytes else []
@@ -190,6 +190,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--nproc-per-node", type=int, default=1)
+    parser.add_argument("--first-rank", type=int, help="of this node, where nodes differ in size")
+    parser.add_argument("--world-size", type=int, help="of all nodes, where they differ in size")
     parser.add_argument("--master-addr", default="127.0.0.1")
     parser.add_argument("--master-port", type=int, default=29500)
     parser.add_argument(
@@ -201,7 +203,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bytes", type=int, help="of the bandwidth step (256 MiB; 16 MiB on CPU)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds, of every step")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.first_rank is None:
+        args.first_rank = args.node_rank * args.nproc_per_node
+    if args.world_size is None:
+        args.world_size = args.nnodes * args.nproc_per_node
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

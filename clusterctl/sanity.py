@@ -1,0 +1,152 @@
+"""The collective check over a whole cluster: engine.sanity in every node's container at once.
+
+Its result is kept on the head together with exactly which containers it was seen on: a container
+that was replaced or restarted since is not the one that passed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from clusterctl import enginepackage, hoststate
+from clusterctl.enginepackage import TORCH_ONLY, EnginePackage
+from clusterctl.events import Event, Report, silent
+from clusterctl.fanout import Outcome, fan_out
+from clusterctl.members import Member
+from clusterctl.sanityreport import SanityReport, failure, gather
+from clusterctl.session import Session, results
+from clusterctl.transport.base import Result
+
+FILE = "sanity.json"
+SCHEMA_VERSION = 1
+WAITS = 4  # a rank's deadlines one after the other: arriving, the step, its goodbye; and the start
+
+_FREE_PORT = (
+    "import socket, sys; s = socket.socket(); s.bind((sys.argv[1], 0)); print(s.getsockname()[1])"
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A check that passed, and on what. `containers`: node name -> (id, started_at)."""
+
+    summary: str
+    at: float
+    containers: Mapping[str, tuple[str, str]]
+
+    def covers(self, members: Sequence[Member]) -> bool:
+        """Whether these very containers, not restarted since, are those that passed."""
+        return dict(self.containers) == identities(members)
+
+
+def check(
+    session: Session,
+    members: Sequence[Member],
+    *,
+    report: Report = silent,
+    timeout: float | None = None,
+    package: EnginePackage | None = None,
+) -> SanityReport:
+    """Run the check on all members at once and keep a pass on record.
+
+    `timeout` (limits.sanity_timeout by default) bounds all of it. Raises NotReady naming the rank
+    that did not answer, its host and the step; PreflightFailed where torch is missing.
+    """
+    timeout = session.spec.limits.sanity_timeout if timeout is None else timeout
+    report(Event("begin", "sanity", f"{_world_size(members)} ranks"))
+    directories = _deliver(session, members, package or enginepackage.load())
+    outcomes = _run(session, members, directories, timeout)
+    found = gather([member.node for member in members], outcomes)
+    if not found.passed:
+        _forget(session)
+        raise failure(found)
+    _record(session, members, found)
+    report(Event("done", "sanity", found.summary()))
+    return found
+
+
+def _deliver(session: Session, members: Sequence[Member], package: EnginePackage) -> dict[str, str]:
+    by_name = {member.name: member for member in members}
+
+    def deliver(name: str) -> str:
+        member = by_name[name]
+        runtime, container = member.link.runtime, member.container
+        enginepackage.check(runtime, container.id, TORCH_ONLY, image=container.image)
+        return enginepackage.deliver(runtime, container.id, package)
+
+    return results(fan_out(by_name, deliver, limit=session.spec.limits.parallel_hosts))
+
+
+def _run(
+    session: Session, members: Sequence[Member], directories: Mapping[str, str], timeout: float
+) -> dict[str, Outcome[Result]]:
+    head = members[0]
+    port = _free_port(head)
+    step_timeout = timeout / WAITS
+    first_ranks = dict(zip([m.name for m in members], _first_ranks(members), strict=True))
+    by_name = {member.name: member for member in members}
+
+    def run(name: str) -> Result:
+        member = by_name[name]
+        argv = [
+            *("python3", "-m", "engine.sanity", "--json"),
+            *("--first-rank", str(first_ranks[name]), "--world-size", str(_world_size(members))),
+            *("--nproc-per-node", str(member.node.devices)),
+            *("--master-addr", head.node.address, "--master-port", str(port)),
+            *("--backend", "gloo" if member.node.device_kind == "cpu" else "nccl"),
+            *("--timeout", f"{step_timeout:g}"),
+        ]
+        return member.link.runtime.exec(
+            member.container.id,
+            argv,
+            env={"PYTHONPATH": directories[name]},
+            timeout=timeout,
+            check=False,
+        )
+
+    # Every node at once, whatever the cap for other work: ranks wait for each other.
+    return fan_out(by_name, run, limit=len(members))
+
+
+def _free_port(head: Member) -> int:
+    answer = head.link.runtime.exec(
+        head.container.id, ["python3", "-c", _FREE_PORT, head.node.address]
+    )
+    return int(answer.stdout)
+
+
+def _world_size(members: Sequence[Member]) -> int:
+    return sum(member.node.devices for member in members)
+
+
+def _first_ranks(members: Sequence[Member]) -> list[int]:
+    counts = [member.node.devices for member in members]
+    return [sum(counts[:index]) for index in range(len(counts))]
+
+
+def identities(members: Sequence[Member]) -> dict[str, tuple[str, str]]:
+    return {m.name: (m.container.id, m.container.started_at) for m in members}
+
+
+def _record(session: Session, members: Sequence[Member], found: SanityReport) -> None:
+    record = Record(found.summary(), time.time(), identities(members))
+    content = {"schema_version": SCHEMA_VERSION, **asdict(record)}
+    data = json.dumps(content, indent=2).encode()
+    hoststate.write(session.head.transport, session.spec.name, FILE, data)
+
+
+def _forget(session: Session) -> None:
+    hoststate.remove(session.head.transport, session.spec.name, FILE)
+
+
+def recorded(session: Session) -> Record | None:
+    """The last check that passed; None when none did since the cluster was made."""
+    text = hoststate.read(session.head.transport, session.spec.name, FILE)
+    if text is None:
+        return None
+    content = json.loads(text)
+    containers = {name: (one[0], one[1]) for name, one in content["containers"].items()}
+    return Record(content["summary"], content["at"], containers)

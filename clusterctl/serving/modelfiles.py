@@ -1,0 +1,70 @@
+"""A model directory as each node sees it, and whether they all see the same. PURE."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from clusterctl.errors import ConfigError
+
+_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+
+# Sizes tell a broken copy apart at once; hashing gigabytes of weights on every serve would not.
+PROBE = """
+import hashlib, json, sys
+from pathlib import Path
+root = Path(sys.argv[1])
+names = ("*.safetensors", "*.gguf", "*.json", "tokenizer*")
+paths = [root] if root.is_file() else sorted({p for n in names for p in root.glob(n)})
+sizes = {p.name: p.stat().st_size for p in paths if p.is_file()}
+config = root / "config.json"
+digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
+print(json.dumps({"exists": root.exists(), "config": digest, "sizes": sizes}))
+"""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """`config`: SHA-256 of config.json, "" where there is none; `sizes`: bytes by file name."""
+
+    exists: bool
+    config: str
+    sizes: Mapping[str, int]
+
+    @property
+    def is_model(self) -> bool:
+        return any(name.endswith((".safetensors", ".gguf")) for name in self.sizes)
+
+
+def kind_of(model: str) -> Literal["path", "hub"]:
+    """A path on the hosts or a Hub id. Raises ConfigError for what is neither."""
+    if model.startswith("/"):
+        return "path"
+    if _HUB_ID.match(model):
+        return "hub"
+    raise ConfigError(
+        f"{model!r} is neither an absolute path on the hosts nor a Hub id (ORGANISATION/NAME)",
+        hint="give the model's absolute path, equal on every host",
+    )
+
+
+def parse(output: str) -> ModelFiles:
+    return ModelFiles(**json.loads(output))
+
+
+def difference(here: ModelFiles, there: ModelFiles, there_name: str) -> str | None:
+    """The first thing in which `here` differs from `there`, in words; None when they agree."""
+    for name in sorted({*here.sizes, *there.sizes}):
+        ours, theirs = here.sizes.get(name), there.sizes.get(name)
+        if ours != theirs:
+            return f"{name} {_size(ours)}; on {there_name} it {_size(theirs)}"
+    if here.config != there.config:
+        return f"config.json has other content than on {there_name}"
+    return None
+
+
+def _size(size: int | None) -> str:
+    return "is absent" if size is None else f"has {size:,} bytes"

@@ -1,0 +1,60 @@
+"""The native engine's command line and environment. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clusterctl.serving.placement import Executor
+from clusterctl.spec import ServeSpec
+
+ENGINE = "native"
+DEPLOYMENT_VARIABLE = "ENGINE_DEPLOYMENT"
+
+# Whether a model can be split as asked is the engine's own rule; it needs no torch to answer.
+SPLIT_CHECK = """
+import sys
+from pathlib import Path
+from engine.shapes import ShapeError, read_shape
+try:
+    read_shape(Path(sys.argv[1])).check_split(int(sys.argv[2]), int(sys.argv[3]))
+except ShapeError as error:
+    print(error)
+"""
+
+
+def served_name(serve: ServeSpec) -> str:
+    """What clients write into `model`: as asked, else the model as it was typed, as vLLM does."""
+    return serve.served_model_name or serve.model
+
+
+def argv(serve: ServeSpec, *, executor: Executor, host: str, api_key_file: str) -> tuple[str, ...]:
+    """`python3 -m engine serve ...`, all choices explicit. `serve.extra` comes last and wins."""
+    length = ["--max-model-len", str(serve.max_model_len)] if serve.max_model_len else []
+    return (
+        *("python3", "-m", "engine", "serve", serve.model),
+        *("--served-model-name", served_name(serve)),
+        *("--tensor-parallel-size", str(serve.tp)),
+        *("--pipeline-parallel-size", str(serve.pp)),
+        *("--distributed-executor-backend", executor),
+        *("--dtype", serve.dtype),
+        *length,
+        *("--host", host),
+        *("--port", str(serve.port)),
+        *("--api-key-file", api_key_file),
+        *serve.extra,
+    )
+
+
+def owner(cluster: str, deployment: str) -> str:
+    """How a rank's environment says whose it is, on whichever node it runs."""
+    return f"{cluster}/{deployment}"
+
+
+def env(owner: str, *, package_directory: str, ray_address: str) -> Mapping[str, str]:
+    """On top of the container's own. No secret: the key is in a file."""
+    return {
+        DEPLOYMENT_VARIABLE: owner,
+        "PYTHONPATH": package_directory,
+        "PYTHONUNBUFFERED": "1",
+        "RAY_ADDRESS": ray_address,
+    }
