@@ -78,21 +78,24 @@ def files(host: Host) -> dict[str, str]:
     found = dict(_walk(host.upper, host.upper))
     for place in MEMORY:
         found.update(_walk(root / place.lstrip("/"), root))
-    return {path: found[path] for path in sorted(found) if not _is_volatile(path)}
+    return dict(sorted(found.items()))
 
 
 def _walk(top: Path, root: Path) -> Iterator[tuple[str, str]]:
     for directory, names, plain in os.walk(top):
         for name in [*names, *plain]:
             path = Path(directory) / name
-            yield "/" + str(path.relative_to(root)), _describe(path)
+            seen = "/" + str(path.relative_to(root))
+            if not _is_volatile(seen):
+                yield seen, _describe(path)
 
 
 def _describe(path: Path) -> str:
     status = path.lstat()
     mode = f"{stat.filemode(status.st_mode)} {status.st_uid}:{status.st_gid}"
     if stat.S_ISREG(status.st_mode):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
         return f"{mode} {status.st_size} {digest}"
     return f"{mode} -> {path.readlink()}" if stat.S_ISLNK(status.st_mode) else mode
 
