@@ -50,7 +50,7 @@ def _llama3(frequencies: torch.Tensor, slowed: torch.Tensor, scaling: RopeScalin
     turns over the trained length   0 ... low ........ high ...
     share of the original           0     0  ↗ linear  1      1
     """
-    turns = frequencies * scaling.original_max_position / (2 * math.pi)
+    turns = scaling.original_max_position / (2 * math.pi / frequencies)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return keep * frequencies + (1 - keep) * slowed
+    return (1 - keep) * slowed + keep * frequencies
