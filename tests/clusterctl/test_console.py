@@ -18,7 +18,6 @@ from clusterctl.containers import ContainerSpec
 from clusterctl.errors import ClusterctlError
 from clusterctl.events import Event
 from clusterctl.launch import LaunchPlan, NodePlan
-from clusterctl.progress import TELL_EVERY_S, Board
 from clusterctl.raycluster import ExpectedNode, Formation, SeenNode
 
 STATUS = {
@@ -251,35 +250,3 @@ def test_live_display_and_warnings_do_not_wait_for_each_other() -> None:
 def test_after_an_error_the_picture_stays() -> None:
     said = on_a_terminal(LIVE.replace("END", "raise SystemExit(3)"))
     assert "said 199" in said.rpartition("\x1b[2K")[2]
-
-
-def test_board_keeps_the_newest_step_of_each_host() -> None:
-    board = Board()
-    board.update(Event("begin", "pull", "image", host="a"), 1.0)
-    board.update(Event("progress", "pull", host="a", done=5, total=10), 3.0)
-    board.update(Event("done", "connect", host="b"), 4.0)
-    rows, left_out = board.shown(limit=5)
-    assert [(row.host, row.step, row.message, row.state, row.since) for row in rows] == [
-        ("a", "pull", "image", "running", 1.0),
-        ("b", "connect", "", "done", 4.0),
-    ]
-    assert (rows[0].done, rows[0].total, left_out) == (5, 10, 0)
-    assert board.stages() == [("pull", 2.0), ("connect", 0.0)]
-
-
-def test_board_shows_hosts_at_work_first() -> None:
-    board = Board()
-    for number in range(9):
-        kind = "begin" if number == 8 else "done"
-        board.update(Event(kind, "facts", host=f"h{number}"), 0.0)  # type: ignore[arg-type]
-    rows, left_out = board.shown(limit=3)
-    assert [row.host for row in rows] == ["h8", "h0", "h1"]
-    assert left_out == 6
-
-
-def test_progress_is_told_now_and_then() -> None:
-    board = Board()
-    event = Event("progress", "pull", "1 GB", host="a")
-    told = [board.due(event, now) for now in (0.0, 1.0, TELL_EVERY_S, TELL_EVERY_S + 1)]
-    assert told == [True, False, True, False]
-    assert board.due(Event("done", "pull", host="a"), 1.0)
