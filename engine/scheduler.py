@@ -178,7 +178,6 @@ class Scheduler:
             sample=stop == request.num_tokens,
             sampling=request.sampling,
             num_generated=len(request.output_token_ids),
-            banned_token_ids=self._banned(request),
         )
 
     def _append(self, request: Request, token_id: int) -> Output:
@@ -200,11 +199,6 @@ class Scheduler:
     def _stop_ids(self, request: Request) -> frozenset[int]:
         own = frozenset(request.sampling.stop_token_ids)
         return own if request.sampling.ignore_eos else own | self.eos_token_ids
-
-    def _banned(self, request: Request) -> tuple[int, ...]:
-        if len(request.output_token_ids) >= request.sampling.min_tokens:
-            return ()
-        return tuple(sorted(self._stop_ids(request)))
 
     def _too_long(self, request: Request) -> str:
         prompt, wanted = len(request.prompt_token_ids), request.sampling.max_tokens

@@ -14,8 +14,6 @@ class ScheduledRequest:
     `token_ids` are the tokens to compute now, at positions `start .. start+len-1`; `blocks` are
     the KV cache blocks that hold positions `0 .. start+len-1` in order. `sample` says that the
     last token's logits choose the next token (false for a prefill chunk that is not the last).
-    `banned_token_ids` must not be chosen in this step: they would end the request before its
-    `min_tokens`.
     """
 
     request_id: str
@@ -25,7 +23,6 @@ class ScheduledRequest:
     sample: bool
     sampling: SamplingParams
     num_generated: int  # how many tokens were sampled before: seeds and min_tokens depend on it
-    banned_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

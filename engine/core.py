@@ -1,0 +1,142 @@
+"""The engine without a front: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from engine.checkpoint import checkpoint_directory
+from engine.config import EngineConfig
+from engine.executor import start_executor
+from engine.executor.base import RUNNER, Executor, RankFailed
+from engine.kv_cache import KVCache
+from engine.request import Output, Request
+from engine.scheduler import Scheduler
+from engine.shapes import ModelShape, read_shape
+from engine.step import StepResult
+
+logger = logging.getLogger(__name__)
+
+
+class EngineDead(RuntimeError):
+    """A rank failed: every request in flight is lost, and the engine takes no more."""
+
+
+class EngineCore:
+    """Starts the ranks, loads the model, and steps. Not thread-safe: one thread drives it.
+
+    Raises ShapeError, ValueError or RankFailed when it cannot start; no rank is left then.
+    """
+
+    def __init__(self, config: EngineConfig, runner: str = RUNNER) -> None:
+        self.config = config
+        self.shape = read_shape(checkpoint_directory(config.model))
+        self.shape.check_split(config.tensor_parallel_size, config.pipeline_parallel_size)
+        self.max_model_len = _max_model_len(config, self.shape)
+        self.dead: EngineDead | None = None
+        self._executor = start_executor(config, self.shape, runner)
+        try:
+            self._scheduler = self._load()
+        except BaseException:  # an interrupt too: the ranks do not outlive a failed start
+            self._executor.shutdown()
+            raise
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Raises ValueError when it can never run, EngineDead when nothing can any more."""
+        self._check_alive()
+        self._scheduler.add(request)
+
+    def abort(self, request_ids: Iterable[str]) -> list[Output]:
+        """End these requests now. Those that had already ended are passed over."""
+        ended = [self._scheduler.abort(request_id) for request_id in request_ids]
+        return [output for output in ended if output is not None]
+
+    def step(self) -> list[Output]:
+        """Compute the next step. Raises EngineDead when a rank fails."""
+        self._check_alive()
+        step = self._scheduler.schedule()
+        if step is None:
+            return []
+        answers = self._collective("execute", step)
+        result: StepResult = answers[-self.config.tensor_parallel_size]  # last stage, tp rank 0
+        return self._scheduler.commit(result)
+
+    def check_health(self) -> None:
+        """Raises EngineDead when a rank is known to be dead. Does not wait."""
+        self._check_alive()
+        try:
+            self._executor.check_health()
+        except RankFailed as failure:
+            raise self._die(failure) from failure
+
+    def shutdown(self) -> None:
+        """End the ranks. Idempotent."""
+        self._executor.shutdown()
+
+    def _collective(self, method: str, *args: Any) -> list[Any]:
+        try:
+            return self._executor.collective(method, *args, timeout=self.config.step_timeout_s)
+        except RankFailed as failure:
+            raise self._die(failure) from failure
+
+    def _die(self, failure: RankFailed) -> EngineDead:
+        self.dead = EngineDead(str(failure))
+        return self.dead
+
+    def _check_alive(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+
+    def _load(self) -> Scheduler:
+        began = time.monotonic()
+        logger.info("Loading weights: %s", self.config.model)
+        self._executor.collective("load_weights")
+        logger.info("Loading weights took %.1f s", time.monotonic() - began)
+        num_blocks = self._kv_blocks()
+        scheduler = Scheduler(
+            KVCache(num_blocks, self.config.block_size),
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            eos_token_ids=self.shape.eos_token_ids,
+        )
+        self._executor.collective("allocate_kv", num_blocks)
+        self._report(num_blocks)
+        return scheduler
+
+    def _kv_blocks(self) -> int:
+        """The minimum over the ranks: block numbers mean the same on each of them."""
+        return int(min(self._executor.collective("measure_kv_blocks")))
+
+    def _report(self, num_blocks: int) -> None:
+        tokens = num_blocks * self.config.block_size
+        device = device_name(self._executor)
+        logger.info("# %s blocks: %d", device, num_blocks)
+        logger.info("%s KV cache size: %s tokens", device, f"{tokens:,}")
+        logger.info(
+            "Maximum concurrency for %s tokens per request: %.2fx",
+            f"{self.max_model_len:,}",
+            tokens / self.max_model_len,
+        )
+
+
+def device_name(executor: Executor) -> str:
+    """What holds the KV cache, as the log lines call it."""
+    return "CPU" if executor.devices[0] == "cpu" else "GPU"
+
+
+def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:
+    if config.max_model_len is None:
+        return shape.max_position
+    if config.max_model_len > shape.max_position:
+        raise ValueError(
+            f"max_model_len ({config.max_model_len}) is more than the {shape.max_position} "
+            f"positions that the model was made for"
+        )
+    return config.max_model_len
