@@ -1,34 +1,148 @@
-"""Files that a cluster keeps on a host, outside its containers."""
+"""The directory that a host keeps for a cluster: /var/lib/clusterctl/CLUSTER for root, else
+~/.local/state/clusterctl/CLUSTER. On the head it holds the lock, the Ray token, the spec and the
+sanity record; on every host the engine's caches and the list of directories made there by us.
+
+Each verb is one round trip. Whose directory it is, is decided on the host.
+"""
 
 from __future__ import annotations
 
-from clusterctl.transport.base import Transport
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-# $1: the cluster. links.local_state_dir says the same of this machine.
-_DIRECTORY = """
-if [ "$(id -u)" = 0 ]; then base=/var/lib/clusterctl; else base=$HOME/.local/state/clusterctl; fi
-printf %s "$base/$1"
+from clusterctl.errors import CommandFailed
+from clusterctl.facts.types import HostInfo
+from clusterctl.transport.base import Result, Transport
+
+ROOTS_DIRECTORY = "/var/lib/clusterctl"
+ABSENT = 44  # the exit code of a read that found nothing
+HELD = 73  # the exit code of a lock that somebody has
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`exists`: the host has this cluster's directory. `missing`: of those that must be there."""
+
+    exists: bool
+    missing: tuple[str, ...]
+
+
+_BASE = f"""set -eu
+if [ "$(id -u)" = 0 ]; then base={ROOTS_DIRECTORY}; else base=$HOME/.local/state/clusterctl; fi
+state=$base/$1
+"""
+
+_READ = f'[ -e "$state/$2" ] || exit {ABSENT}; cat "$state/$2"'
+
+_WRITE = """umask 077
+mkdir -p "$state"
+cat > "$state/.$2.new"
+chmod "$3" "$state/.$2.new"
+mv "$state/.$2.new" "$state/$2"
+"""
+
+_REMOVE = 'rm -f "$state/$2"'
+
+# `made` lists what was absent, topmost first. Removal takes empty directories only: what somebody
+# put there since is theirs.
+_ENSURE = """umask 022
+mkdir -p "$state"
+shift
+for wanted in "$@"; do
+  top=; at=$wanted
+  while [ ! -e "$at" ]; do top=$at; at=$(dirname "$at"); done
+  [ -n "$top" ] || continue
+  mkdir -p "$wanted"
+  case $top/ in "$state"/*) ;; *) echo "$top" >> "$state/made" ;; esac
+done
+"""
+
+_SURVEY = """[ ! -e "$state" ] || echo exists
+shift
+for wanted in "$@"; do [ -d "$wanted" ] || echo "missing $wanted"; done
+"""
+
+_LOCK = f"""umask 077
+mkdir -p "$state"
+if mkdir "$state/lock" 2>/dev/null; then cat > "$state/lock/owner"; exit 0; fi
+cat "$state/lock/owner" 2>/dev/null || :
+exit {HELD}
+"""
+
+# An `up` that failed before it made anything leaves no directory behind either.
+_UNLOCK = """rm -rf "$state/lock"
+rmdir "$state" "$base" 2>/dev/null || :
+"""
+
+_PURGE = """if [ -e "$state/made" ]; then
+  while read -r top; do
+    [ ! -d "$top" ] || find "$top" -depth -type d -empty -delete
+  done < "$state/made"
+fi
+rm -rf "$state"
+rmdir "$base" 2>/dev/null || :
 """
 
 
-def state_dir(transport: Transport, cluster: str) -> str:
-    """/var/lib/clusterctl/CLUSTER, or ~/.local/state/clusterctl/CLUSTER without root."""
-    return transport.run(["sh", "-c", _DIRECTORY, "sh", cluster]).stdout
-
-
-def write(transport: Transport, cluster: str, name: str, data: bytes) -> None:
-    """Write a file of the state directory, 0600 in a directory of 0700."""
-    directory = state_dir(transport, cluster)
-    transport.run(["mkdir", "-p", "-m", "700", directory])
-    transport.put(data, f"{directory}/{name}", mode=0o600)
+def path_for(host: HostInfo, cluster: str) -> str:
+    """Where the directory is, from what is known of the host."""
+    base = ROOTS_DIRECTORY if host.is_root else f"{host.home}/.local/state/clusterctl"
+    return f"{base}/{cluster}"
 
 
 def read(transport: Transport, cluster: str, name: str) -> str | None:
-    """The file's text; None when there is no such file."""
-    path = f"{state_dir(transport, cluster)}/{name}"
-    result = transport.run(["cat", path], check=False)
-    return result.stdout if result.ok else None
+    """A file of the directory, None when there is no such file."""
+    result = _run(transport, _READ, [cluster, name], check=False)
+    if result.exit_code == ABSENT:
+        return None
+    return result.stdout if result.ok else _run(transport, _READ, [cluster, name]).stdout
+
+
+def write(transport: Transport, cluster: str, name: str, data: bytes, *, mode: int = 0o600) -> None:
+    """The file appears whole. Its content travels by stdin: it may be a secret."""
+    _run(transport, _WRITE, [cluster, name, f"{mode:o}"], stdin=data)
 
 
 def remove(transport: Transport, cluster: str, name: str) -> None:
-    transport.run(["rm", "-f", f"{state_dir(transport, cluster)}/{name}"])
+    _run(transport, _REMOVE, [cluster, name])
+
+
+def ensure_directories(transport: Transport, cluster: str, paths: Sequence[str]) -> None:
+    """Make what is absent and remember it, for `purge`."""
+    _run(transport, _ENSURE, [cluster, *paths])
+
+
+def survey(transport: Transport, cluster: str, must_exist: Sequence[str]) -> Survey:
+    lines = _run(transport, _SURVEY, [cluster, *must_exist]).stdout.splitlines()
+    missing = [line.removeprefix("missing ") for line in lines if line.startswith("missing ")]
+    return Survey("exists" in lines, tuple(missing))
+
+
+def lock(transport: Transport, cluster: str, owner: bytes) -> str | None:
+    """Make the lock directory. None when it is ours now, else what its owner wrote (or nothing)."""
+    result = _run(transport, _LOCK, [cluster], stdin=owner, check=False)
+    if result.ok:
+        return None
+    if result.exit_code != HELD:
+        raise CommandFailed(result, host=transport.host)
+    return result.stdout
+
+
+def unlock(transport: Transport, cluster: str) -> None:
+    _run(transport, _UNLOCK, [cluster])
+
+
+def purge(transport: Transport, cluster: str) -> None:
+    """Remove the directory, and what `ensure_directories` made elsewhere and is still empty."""
+    _run(transport, _PURGE, [cluster])
+
+
+def _run(
+    transport: Transport,
+    script: str,
+    arguments: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    check: bool = True,
+) -> Result:
+    return transport.run(["sh", "-c", _BASE + script, "sh", *arguments], stdin=stdin, check=check)

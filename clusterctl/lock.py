@@ -1,0 +1,91 @@
+"""One run at a time on a cluster: a directory on the head, made atomically, that says whose."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from clusterctl import hoststate
+from clusterctl.errors import LockHeld
+from clusterctl.events import Event, Report, silent
+from clusterctl.links import HostLink
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds it: `host` and `pid` are where clusterctl runs, `time` is Unix time."""
+
+    owner: str
+    host: str
+    pid: int
+    time: float
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ran on this machine and does not any more."""
+        return self.host == socket.gethostname() and not _runs(self.pid)
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.time))
+        return f"{self.owner} on {self.host}, process {self.pid}, since {since}"
+
+
+def this_run() -> Owner:
+    return Owner(getpass.getuser(), socket.gethostname(), os.getpid(), time.time())
+
+
+@contextmanager
+def held(head: HostLink, cluster: str, report: Report = silent) -> Iterator[None]:
+    """Hold the cluster's lock. Raises LockHeld naming who has it.
+
+    A lock whose process ran on this machine and is gone is taken over.
+    """
+    me = this_run()
+    holder = _take(head, cluster, me)
+    if holder is not None and holder.is_gone:
+        report(Event("warn", "lock", f"taken over from {holder}, which is gone"))
+        hoststate.unlock(head.transport, cluster)
+        holder = _take(head, cluster, me)
+    if holder is not None:
+        raise _held(head, cluster, holder)
+    try:
+        yield
+    finally:
+        hoststate.unlock(head.transport, cluster)
+
+
+def _take(head: HostLink, cluster: str, me: Owner) -> Owner | None:
+    """None when it is ours now, else who has it."""
+    written = hoststate.lock(head.transport, cluster, json.dumps(asdict(me)).encode())
+    return None if written is None else parse_owner(written)
+
+
+def parse_owner(written: str) -> Owner:
+    """An owner that has made the directory and not yet signed it is somebody all the same."""
+    return Owner(**json.loads(written)) if written.strip() else Owner("somebody", "?", 0, 0.0)
+
+
+def _held(head: HostLink, cluster: str, holder: Owner) -> LockHeld:
+    path = f"/var/lib/clusterctl/{cluster}/lock"
+    return LockHeld(
+        f"another run holds the lock of cluster {cluster}: {holder}",
+        host=head.name,
+        hint=f"wait for it; if it is gone, remove {path} (without root "
+        f"~/.local/state/clusterctl/{cluster}/lock) on {head.name}",
+    )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
