@@ -168,7 +168,8 @@ class FailedStream(SocketStream):
     """A command's stream that ended at once with a non-zero code."""
 
     def __init__(self, result: Result, *, host: str) -> None:
-        ours, _ = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        theirs.close()
         super().__init__(ours)
         self._error = CommandFailed(result, host=host)
 
