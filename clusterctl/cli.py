@@ -42,6 +42,27 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "init": Entry(
+        "clusterctl.commands.init:init",
+        "Write a commented cluster.yaml from what the hosts say about themselves.",
+        SETUP,
+    ),
+    "config": Entry(
+        "clusterctl.commands.config:app",
+        "Show the merged configuration, the origin of each value, or the JSON Schema.",
+        SETUP,
+    ),
+    "use": Entry("clusterctl.commands.use:use", "Make a saved cluster the current one.", SETUP),
+    "ls": Entry(
+        "clusterctl.commands.ls:ls",
+        "List the clusters that `up` or `adopt` saved, and which is current.",
+        SETUP,
+    ),
+    "adopt": Entry(
+        "clusterctl.commands.adopt:adopt",
+        "Learn a running cluster from its head host, save it here and make it current.",
+        SETUP,
+    ),
     "version": Entry("clusterctl.commands.version:version", "Print the versions in use.", SETUP),
 }
 

@@ -39,10 +39,9 @@ class Home:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, *words: str) -> subprocess.Popen[bytes]:
-        self.process = subprocess.Popen(
-            [sys.executable, self.path / "supervisor.py", "--stop-grace", "1", *words],
-            stdout=(self.path / "out").open("ab"),
-        )
+        argv = [sys.executable, self.path / "supervisor.py", "--stop-grace", "1", *words]
+        with (self.path / "out").open("ab") as out:
+            self.process = subprocess.Popen(argv, stdout=out)
         return self.process
 
     def ask(self, name: str, argv: list[str], generation: int = 1, **more: object) -> None:
@@ -168,6 +167,7 @@ def test_the_log_keeps_the_newest_output(tmp_path: Path) -> None:
     log = supervisor.Log(tmp_path / "log", max_bytes=8)
     for line in (b"one\n", b"two\n", b"three\n"):
         log.write(line)
+    log.file.close()
     assert (tmp_path / "log").read_bytes() == b"three\n"
     assert (tmp_path / "log.1").read_bytes() == b"one\ntwo\n"
 
