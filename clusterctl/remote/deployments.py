@@ -2,7 +2,7 @@
 
     python3 - list ROOT SECONDS [NAME ...]  deployments under ROOT: their files, and whether each
                                             gives a token within SECONDS (0: not asked)
-    python3 - tail ROOT NAME OFFSET         the state, and the log from byte OFFSET on
+    python3 - tail ROOT NAME OFFSET         the state, and the log from byte OFFSET on, or none ("end")
     python3 - ranks OWNER                   processes whose environment says ENGINE_DEPLOYMENT=OWNER
     python3 - port HOST PORT                whether HOST:PORT can be bound
 
@@ -102,7 +102,7 @@ def why(error: Exception) -> str:
 
 def tail(root: str, name: str, offset: str) -> JsonObject:
     directory = Path(root) / name
-    start, data = read_from(directory / "log", int(offset))
+    start, data = read_from(directory / "log", offset)
     return {
         "state": read_json(directory / "state.json"),
         "offset": start + len(data),
@@ -110,11 +110,12 @@ def tail(root: str, name: str, offset: str) -> JsonObject:
     }
 
 
-def read_from(log: Path, offset: int) -> tuple[int, bytes]:
+def read_from(log: Path, offset: str) -> tuple[int, bytes]:
     """Whole lines from `offset` on. A log that has become shorter was begun anew."""
-    if not log.exists():
-        return 0, b""
-    start = offset if offset <= log.stat().st_size else 0
+    size = log.stat().st_size if log.exists() else 0
+    if offset == "end" or not size:
+        return size, b""
+    start = int(offset) if int(offset) <= size else 0
     with log.open("rb") as file:
         file.seek(start)
         data = file.read(TAIL_BYTES)

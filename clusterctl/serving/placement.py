@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from clusterctl.errors import ConfigError, PreflightFailed
+from clusterctl.raycluster import CPU_SLOT
 from clusterctl.spec import ServeSpec
 
 Executor = Literal["ray", "mp", "inproc"]
+
+_USED = re.compile(rf"^\s*([\d.]+)/[\d.]+ (?:GPU|{CPU_SLOT})\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,8 @@ def _check_fits_executor(executor: Executor, world: int, devices: Devices) -> No
             f"and {world} are needed",
             hint="--executor ray",
         )
+
+
+def devices_in_use(ray_status: str) -> float:
+    """GPUs and CPU slots that `ray status` counts as used: " 1.0/2.0 cpu_slot (...)"."""
+    return sum(float(used) for used in _USED.findall(ray_status))

@@ -1,0 +1,79 @@
+"""Before a model is served: every node that may load it sees the same files, and it can be split
+as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from clusterctl.errors import PreflightFailed
+from clusterctl.fanout import fan_out
+from clusterctl.members import Member
+from clusterctl.serving import modelfiles, native
+from clusterctl.serving.modelfiles import ModelFiles
+from clusterctl.session import Session, results
+from clusterctl.spec import ServeSpec
+
+
+def check_files(session: Session, nodes: Sequence[Member], model: str) -> None:
+    """Raises PreflightFailed naming the host where the path is absent, unmounted or different."""
+    by_name = {member.name: member for member in nodes}
+    limit = session.spec.limits.parallel_hosts
+    found = results(fan_out(by_name, lambda name: _look(by_name[name], model), limit=limit))
+    absent = [by_name[name] for name, files in found.items() if not files.exists]
+    if absent:
+        raise _absent(session, absent, model)
+    _check_equal(found, model)
+
+
+def _look(member: Member, model: str) -> ModelFiles:
+    argv = ["python3", "-c", modelfiles.PROBE, model]
+    return modelfiles.parse(member.link.runtime.exec(member.container.id, argv).stdout)
+
+
+def _absent(session: Session, members: Sequence[Member], model: str) -> PreflightFailed:
+    """Not in the container: is it on the host, and only the mount is missing?"""
+    hosts = ", ".join(member.name for member in members)
+    test = ["test", "-e", model]
+    on_host = [m for m in members if m.link.transport.run(test, check=False).ok]
+    parent = model.rstrip("/").rpartition("/")[0] or "/"
+    line = f"model_dirs: [{', '.join([*session.spec.model_dirs, parent])}]"
+    if len(on_host) == len(members):
+        return PreflightFailed(
+            f"{model} is on the host, but no mount brings it into the container",
+            host=hosts,
+            hint=f"add `{line}` to cluster.yaml and run `clusterctl up`",
+        )
+    missing = ", ".join(member.name for member in members if member not in on_host)
+    return PreflightFailed(
+        f"{model} does not exist",
+        host=missing,
+        hint=f"put the model at the same path on every host, with `{line}` in cluster.yaml",
+    )
+
+
+def _check_equal(found: Mapping[str, ModelFiles], model: str) -> None:
+    head, *others = found
+    if not found[head].is_model:
+        raise PreflightFailed(
+            f"{model} holds no *.safetensors and no *.gguf file",
+            host=head,
+            hint="give the directory that holds config.json and the weights",
+        )
+    for name in others:
+        if said := modelfiles.difference(found[name], found[head], head):
+            raise PreflightFailed(
+                f"{model} differs between hosts: {said}",
+                host=name,
+                hint=f"copy it again: rsync -a --checksum {head}:{model}/ {name}:{model}/",
+            )
+
+
+def check_split(head: Member, serve: ServeSpec, package_directory: str) -> None:
+    """Raises PreflightFailed with the legal sizes; the rule is the engine's own."""
+    argv = ["python3", "-c", native.SPLIT_CHECK, serve.model, str(serve.tp), str(serve.pp)]
+    fault = head.link.runtime.exec(
+        head.container.id, argv, env={"PYTHONPATH": package_directory}
+    ).stdout.strip()
+    if fault:
+        hint = "choose --tp or --pp among the legal sizes" if "legal" in fault else None
+        raise PreflightFailed(fault, host=head.name, hint=hint)
