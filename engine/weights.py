@@ -79,7 +79,8 @@ def _is_ignored(name: str, shape: ModelShape) -> bool:
 def _listed(names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:_NAMED_AT_MOST])
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return f"{len(names)} tensors: {shown}{more}"
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} tensor{plural}: {shown}{more}"
 
 
 def _read(path: Path, shards: list[Shard]) -> None:
