@@ -42,6 +42,26 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "sanity": Entry(
+        "clusterctl.commands.sanity:sanity",
+        "Check collectives over all devices, and name the rank that does not answer.",
+        CLUSTER,
+    ),
+    "serve": Entry(
+        "clusterctl.commands.serve:serve",
+        "Serve a model over the cluster; ready when a real token has come back.",
+        MODELS,
+    ),
+    "ps": Entry(
+        "clusterctl.commands.ps:ps",
+        "List deployments; one is ready only if a token came back just now.",
+        MODELS,
+    ),
+    "stop": Entry(
+        "clusterctl.commands.stop:stop",
+        "End a deployment, and prove that nothing of it is left.",
+        MODELS,
+    ),
     "init": Entry(
         "clusterctl.commands.init:init",
         "Write a commented cluster.yaml from what the hosts say about themselves.",

@@ -12,6 +12,7 @@ from typing import Any
 
 from clusterctl import deployments, enginepackage, keys, modelcheck
 from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
+from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
@@ -71,6 +72,7 @@ def serve(
     detach: bool = False,
     report: Report = silent,
     env: Mapping[str, str] = os.environ,
+    package: EnginePackage | None = None,
 ) -> Served:
     """Start a deployment and, unless `detach`, wait until it has answered with a token.
 
@@ -80,7 +82,7 @@ def serve(
     """
     began = time.monotonic()
     report(Event("begin", "check", spec.model))
-    start = _check(session, spec)
+    start = _check(session, spec, package or enginepackage.load())
     report(Event("done", "check", f"{start.placement.executor}: {start.placement.reason}"))
     generated, key = None, spec.api_key
     if key is None:
@@ -98,7 +100,7 @@ def serve(
 # --- before anything starts ----------------------------------------------------------------------
 
 
-def _check(session: Session, spec: ServeSpec) -> _Start:
+def _check(session: Session, spec: ServeSpec, package: EnginePackage) -> _Start:
     nodes = members(session)
     head = nodes[0]
     every = on_head(head, probe=0)
@@ -110,7 +112,7 @@ def _check(session: Session, spec: ServeSpec) -> _Start:
     )
     placement = place(spec, devices)
     used = nodes if placement.executor == "ray" else nodes[:1]
-    directory = _deliver(session, used, ray=placement.executor == "ray")
+    directory = _deliver(session, used, package, ray=placement.executor == "ray")
     if modelfiles.kind_of(spec.model) == "path":
         modelcheck.check_files(session, used, spec.model)
         modelcheck.check_split(head, spec, directory)
@@ -132,9 +134,10 @@ def _same_name(every: Sequence[Deployment], spec: ServeSpec) -> Deployment | Non
     return before
 
 
-def _deliver(session: Session, nodes: Sequence[Member], *, ray: bool) -> str:
+def _deliver(
+    session: Session, nodes: Sequence[Member], package: EnginePackage, *, ray: bool
+) -> str:
     """The engine on every node that may hold a rank; its directory on the head."""
-    package = enginepackage.load()
     wanted = enginepackage.requirements(ray=ray)
     by_name = {member.name: member for member in nodes}
 

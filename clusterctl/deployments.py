@@ -16,7 +16,7 @@ from clusterctl.containers import ContainerFile
 from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
-from clusterctl.members import Member, members
+from clusterctl.members import Member, head_of, members
 from clusterctl.serving import native
 from clusterctl.serving.placement import devices_in_use
 from clusterctl.serving.records import Deployment, deployment_of
@@ -59,7 +59,7 @@ def seen(session: Session, *, probe: float = PROBE_S) -> tuple[Deployment, ...]:
 
     With `probe` 0 nothing is asked for a token, and nothing is called ready.
     """
-    return on_head(members(session)[0], probe=probe)
+    return on_head(head_of(session), probe=probe)
 
 
 def on_head(head: Member, *names: str, probe: float) -> tuple[Deployment, ...]:

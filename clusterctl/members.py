@@ -35,11 +35,17 @@ def members(session: Session) -> tuple[Member, ...]:
 
     Raises NotReady naming the nodes whose container is not running.
     """
-    found = results(session.each(lambda link: _member(link, session.spec.name)))
+    found = results(session.each(lambda link: member_on(link, session.spec.name)))
     return tuple(sorted(found.values(), key=lambda member: member.node.role != "head"))
 
 
-def _member(link: HostLink, cluster: str) -> Member:
+def head_of(session: Session) -> Member:
+    """The head alone; raises what its connection failed with."""
+    return member_on(session.head, session.spec.name)
+
+
+def member_on(link: HostLink, cluster: str) -> Member:
+    """One node. Raises NotReady when its container is not running."""
     seen = [
         one for one in link.runtime.containers({LABEL_CLUSTER: cluster}) if one.state == "running"
     ]

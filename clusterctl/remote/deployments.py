@@ -2,7 +2,7 @@
 
     python3 - list ROOT SECONDS [NAME ...]  deployments under ROOT: their files, and whether each
                                             gives a token within SECONDS (0: not asked)
-    python3 - tail ROOT NAME OFFSET         the state, and the log from byte OFFSET on, or none ("end")
+    python3 - tail ROOT NAME OFFSET         the state, and the log from byte OFFSET on ("end": none)
     python3 - ranks OWNER                   processes whose environment says ENGINE_DEPLOYMENT=OWNER
     python3 - port HOST PORT                whether HOST:PORT can be bound
 

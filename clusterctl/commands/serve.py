@@ -1,0 +1,166 @@
+"""clusterctl serve: a model over the cluster, ready when a real token came back."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clusterctl import console
+from clusterctl.errors import ConfigError
+from clusterctl.options import ClusterName, ConfigFile, Json, load_spec
+from clusterctl.spec import ServeSpec
+
+if TYPE_CHECKING:
+    from clusterctl.deploy import Served
+    from clusterctl.keys import ApiKey
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A directory, at the same path on every host, or a Hub id."
+        ),
+    ],
+    engine_flags: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- FLAG]...", help="After --: the engine's own flags.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Of the deployment; from the model's name."),
+    ] = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size.")] = ServeSpec.tp,
+    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size.")] = ServeSpec.pp,
+    executor: Annotated[
+        Literal["auto", "ray", "mp", "inproc"],
+        typer.Option("--executor", help="What carries the ranks."),
+    ] = ServeSpec.executor,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations.")] = (
+        ServeSpec.dtype
+    ),
+    max_model_len: Annotated[
+        int | None,
+        typer.Option("--max-model-len", min=1, metavar="TOKENS", help="Longest request."),
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(
+            "--served-model-name", metavar="NAME", help="What clients call it; MODEL by default."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Where the API listens; the head's private address."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = ServeSpec.port,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help="The API key. Else INFERCLUSTER_API_KEY; else one is generated.",
+        ),
+    ] = None,
+    api_key_prompt: Annotated[
+        bool, typer.Option("--api-key-prompt", help="Ask for the API key.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait for a token."),
+    ] = ServeSpec.timeout,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when the engine has been started.")
+    ] = False,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a model over the cluster; ready when a real token has come back.
+
+    \b
+      clusterctl serve /models/SmolLM2-135M-Instruct --pp 2
+      clusterctl serve meta-llama/Llama-3.1-70B --tp 8 --pp 2 -- --max-num-seqs 128
+    """
+    from clusterctl import deploy, keys
+    from clusterctl.session import Session
+
+    ask = (lambda: console.ask_secret("API key")) if api_key_prompt else None
+    key = keys.resolve(api_key_file, os.environ, ask)
+    asked = ServeSpec(
+        model=model,
+        name=name or deployment_name(model),
+        tp=tp,
+        pp=pp,
+        executor=executor,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        served_model_name=served_model_name,
+        host=host,
+        port=port,
+        api_key=key.secret if key else None,
+        timeout=timeout,
+        extra=checked_flags(engine_flags or []),
+    )
+    spec = load_spec(config=config, cluster=cluster)
+    try:
+        with console.progress() as report, Session.connect(spec, report=report) as session:
+            served = deploy.serve(session, asked, detach=detach, report=report)
+    except KeyboardInterrupt:
+        console.note(
+            f"no longer following; if the engine has started, it goes on. "
+            f"clusterctl ps shows it, clusterctl stop {asked.name} ends it"
+        )
+        raise
+    show(asked, served, key or served.generated, as_json=as_json)
+
+
+def deployment_name(model: str) -> str:
+    """`meta-llama/Llama-3.1-8B` is llama-3.1-8b."""
+    base = model.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-.") or "model"
+
+
+def checked_flags(flags: list[str]) -> tuple[str, ...]:
+    if flags and not flags[0].startswith("-"):
+        raise ConfigError(
+            f"unexpected argument {flags[0]!r}", hint="the engine's own flags go after --"
+        )
+    return tuple(flags)
+
+
+def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool) -> None:
+    deployment = served.deployment
+    if as_json:
+        extra = {
+            "kv_cache_tokens": deployment.kv_cache_tokens,
+            "api_key_file": str(key.file) if key and key.file else None,
+        }
+        record = deployment.document() | extra
+        console.json({"schema_version": console.SCHEMA_VERSION, "deployment": record})
+        return
+    console.line(f"{deployment.name}: {deployment.state}, {deployment.url}")
+    if deployment.kv_cache_tokens is not None:
+        console.line(f"KV cache: {deployment.kv_cache_tokens:,} tokens")
+    if served.generated is not None:
+        console.line(f"API key: {served.generated.secret.reveal()}")
+        console.line(f"         generated, shown this once, kept in {served.generated.file}")
+    if key is not None:
+        console.line(curl_line(asked, deployment.url, key))
+
+
+def curl_line(asked: ServeSpec, url: str, key: ApiKey) -> str:
+    model = asked.served_model_name or asked.model
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return (
+        f'curl {url}/chat/completions -H "Authorization: Bearer {key.for_shell}" '
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
