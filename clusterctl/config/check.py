@@ -28,16 +28,18 @@ def check(data: Mapping[str, object], origins: Mapping[KeyPath, Origin]) -> sche
     try:
         cluster = schema.Cluster.model_validate(with_default_names(data))
     except ValidationError as error:
-        raise refusal([_problem(detail) for detail in error.errors()], origins) from error
-    if problems := list(_contradictions(cluster)):
-        raise refusal(problems, origins)
+        derived = {("name",), ("head",)} - {(key,) for key in data}  # faults of the first host
+        problems = [_problem(detail) for detail in error.errors()]
+        raise refusal([p for p in problems if p.path not in derived], origins) from error
+    if contradictions := list(_contradictions(cluster)):
+        raise refusal(contradictions, origins)
     return cluster
 
 
 def with_default_names(data: Mapping[str, object]) -> dict[str, object]:
     """The head is the first host and gives an unnamed cluster its name."""
     hosts = data.get("hosts")
-    first = hosts[0].get("name") if isinstance(hosts, list) and hosts else None
+    first = hosts[0].get("name") if isinstance(hosts, list) and hosts else ""
     head = data.get("head") or first
     return {**data, "head": head, "name": data.get("name") or head}
 
@@ -84,6 +86,10 @@ def _problem(detail: ErrorDetails) -> Problem:
             )
         case "value_error":
             return Problem(path, f"{key} {detail['ctx']['error']}: {_shown(detail)}")
+        case "model_type" | "dict_type":
+            return Problem(path, f"{key} should be a mapping, not {_shown(detail)}")
+        case "too_short":
+            return Problem(path, f"{key} must hold at least one")
         case _:
             expectation = detail["msg"].removeprefix("Input ").removeprefix("Value ")
             return Problem(path, f"{key} {expectation}, not {_shown(detail)}")

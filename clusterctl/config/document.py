@@ -48,8 +48,7 @@ def parse_document(text: str, env: Mapping[str, str], *, file: str) -> Document:
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{file}:{line}: {error.problem}") from error
+        raise _not_yaml(error, text, file) from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{file}: {error.reason}") from error
     builder = _Builder(file, env)
@@ -57,6 +56,15 @@ def parse_document(text: str, env: Mapping[str, str], *, file: str) -> Document:
     if not isinstance(data, dict):
         raise ConfigError(f"{file}:1: a mapping of keys was expected at the top")
     return Document(file, data, builder.lines)
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
+    line = error.problem_mark.line if error.problem_mark else 0
+    braces = "${" in "".join(text.splitlines()[line : line + 1])
+    return ConfigError(
+        f"{file}:{line + 1}: {error.problem}",
+        hint='inside [...] and {...}, write "${VAR}" in quotes' if braces else None,
+    )
 
 
 def dump_document(data: Mapping[str, object]) -> str:
@@ -113,11 +121,10 @@ class _Builder:
         own: dict[str, object] = {}
         merged: dict[str, object] = {}
         for key_node, value_node in node.value:
-            key = key_node.value
-            if key == "<<":
-                merged = {**merged, **self._merged(value_node, path)}
+            if _is_merge(key_node):
+                merged |= self._merged(value_node, path)
                 continue
-            self._refuse_repeated(key_node, own)
+            key = self._key(key_node, own)
             key_path = (*path, key)
             self.lines[key_path] = key_node.start_mark.line + 1
             own[key] = self.value(value_node, key_path)
@@ -132,14 +139,20 @@ class _Builder:
             values |= self._mapping(source, path)
         return values
 
-    def _refuse_repeated(self, node: yaml.Node, seen: Mapping[str, object]) -> None:
+    def _key(self, node: yaml.Node, seen: Mapping[str, object]) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise ConfigError(f"{self._at(node)}: a key must be plain text")
-        if node.value in seen:
-            raise ConfigError(f"{self._at(node)}: the key {node.value!r} is given twice")
+        key = interpolate(node.value, self.env, where=self._at(node))
+        if key in seen:
+            raise ConfigError(f"{self._at(node)}: the key {key!r} is given twice")
+        return key
 
     def _at(self, node: yaml.Node) -> str:
         return f"{self.file}:{node.start_mark.line + 1}"
+
+
+def _is_merge(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.style is None and key.value == "<<"
 
 
 def plain_value(text: str) -> str | int | float | bool | None:
@@ -158,7 +171,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if plain_value(text) != text else None
+    style = '"' if plain_value(text) != text or not text.isprintable() else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text.replace("${", "$${"), style=style)
 
 

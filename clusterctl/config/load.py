@@ -106,6 +106,14 @@ def _load(file: Path | None, flags: Flags, env: Mapping[str, str], cwd: Path) ->
     return Loaded(spec, _origins(spec, layer), file)
 
 
+def explained(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """Key, value and origin of everything, for people. What `up` detects has no value yet."""
+    return [
+        (dotted(path), "-" if value is None else str(value), loaded.origins[dotted(path)].where)
+        for path, value in leaves(loaded.spec)
+    ]
+
+
 def find_file(flags: Flags, env: Mapping[str, str], cwd: Path) -> Path | None:
     """--cluster or --config > INFERCLUSTER_CLUSTER or _CONFIG > ./cluster.yaml > the current one.
     Hosts given by flags never build upon the current cluster."""
