@@ -127,7 +127,7 @@ def _start(host: Host, shares: Mapping[str, Path]) -> None:
     host.control.unlink(missing_ok=True)
     machine = hostinit.Machine(
         hostname=host.name,
-        lower=str(host_root()),
+        lower=str(host.lower),
         upper=str(host.upper),
         work=str(host.data / "work"),
         root=str(host.data / "root"),
@@ -150,6 +150,7 @@ def _lay_out(host: Host) -> None:
         path.mkdir(parents=True, exist_ok=True)
     if host.upper.exists():
         return
+    host.lower.symlink_to(host_root())
     _write(host, "etc/hostname", f"{host.name}\n")
     _write(host, "etc/resolv.conf", "# no name server: a lookup fails at once instead of hanging\n")
     _write(host, "etc/docker/daemon.json", json.dumps(_docker_config(host), indent=2) + "\n")

@@ -24,7 +24,6 @@ EMPTY_IMAGE = "infercluster-empty"
 IMAGES = (NODE_IMAGE, NORAY_IMAGE, EMPTY_IMAGE)
 BASE_PACKAGES = "python3,procps,iproute2,busybox-static"
 DOCKERFILE = REPOSITORY / "templates" / "Dockerfile.node"
-CONSTRAINTS = REPOSITORY / "scripts" / "constraints.txt"
 WHEELHOUSE = REPOSITORY / "scripts" / "wheelhouse"
 STORAGE = CACHE / "registry"
 BUILT = CACHE / "images.key"
@@ -72,10 +71,11 @@ def registry_answers(testbed: Testbed) -> bool:
 
 def build_images(testbed: Testbed) -> None:
     """Build and push all three, unless the ones in the registry come from the same recipe."""
-    if BUILT.exists() and BUILT.read_text() == _recipe_key():
+    wheels = Path(run([WHEELHOUSE], timeout=WHEELS_MINUTES * 60).strip())
+    recipe = _recipe_key(wheels)
+    if BUILT.exists() and BUILT.read_text() == recipe:
         return
     say("building the node image (some minutes, once)")
-    wheels = Path(run([WHEELHOUSE], timeout=WHEELS_MINUTES * 60).strip())
     base = debootstrap(BASE_PACKAGES)
     builder = testbed.builder()
     try:
@@ -84,7 +84,7 @@ def build_images(testbed: Testbed) -> None:
     finally:
         hosts.erase(builder)
         shutil.rmtree(base)
-    BUILT.write_text(_recipe_key())
+    BUILT.write_text(recipe)
 
 
 def _build_on(builder: Host) -> None:
@@ -101,14 +101,11 @@ def _build_on(builder: Host) -> None:
         hosts.docker(builder, "push", name, timeout=BUILD_MINUTES * 60)
 
 
-def _recipe_key() -> str:
-    """Changes when an image would: its packages, its Dockerfile, the wheels it asks for."""
-    recipe = "\n".join([SUITE, BASE_PACKAGES, IMPORT_BASE, IMPORT_EMPTY, BUILD_NODE])
-    files = [DOCKERFILE, CONSTRAINTS, WHEELHOUSE, REPOSITORY / "pyproject.toml"]
-    digest = hashlib.sha256(recipe.encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _recipe_key(wheels: Path) -> str:
+    """Changes when an image would. The directory of wheels is named by what was asked for."""
+    scripts = [SUITE, BASE_PACKAGES, IMPORT_BASE, IMPORT_EMPTY, BUILD_NODE]
+    recipe = "\n".join([*scripts, DOCKERFILE.read_text(), wheels.name])
+    return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 def _registry_config(testbed: Testbed) -> str:

@@ -119,6 +119,11 @@ class Host:
         return self.data / "upper"
 
     @property
+    def lower(self) -> Path:
+        """Link to the root file system that it was first booted on: `upper` fits no other."""
+        return self.data / "lower"
+
+    @property
     def docker_root(self) -> Path:
         return self.data / "docker"
 

@@ -75,10 +75,17 @@ def mounts(host: Host) -> list[str]:
 def files(host: Host) -> dict[str, str]:
     """Path -> kind, mode, owner, size and hash of all that the host wrote."""
     root = Path(f"/proc/{hosts.first_process(host)}/root")
-    found = dict(_walk(host.upper, host.upper))
+    written = _walk(host.upper, host.upper)
+    found = {path: text for path, text in written if not _was_there(host, path, text)}
     for place in MEMORY:
         found.update(_walk(root / place.lstrip("/"), root))
     return dict(sorted(found.items()))
+
+
+def _was_there(host: Host, path: str, description: str) -> bool:
+    """Touching a directory copies it into the host's layer; that alone is no change."""
+    below = host.lower / path.lstrip("/")
+    return below.is_dir() and _describe(below) == description
 
 
 def _walk(top: Path, root: Path) -> Iterator[tuple[str, str]]:
