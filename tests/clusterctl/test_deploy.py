@@ -1,0 +1,312 @@
+"""serve, ps and stop against a real supervisor and a stub engine, over directories for nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterctl import deploy, deployments
+from clusterctl.deploy import Served
+from clusterctl.errors import ClusterctlError, ConfigError, NotReady, PreflightFailed
+from clusterctl.events import Event
+from clusterctl.secret import Secret
+from clusterctl.spec import ServeSpec
+from tests.clusterctl.localcluster import STUB, LocalCluster, cluster, wait_until
+
+__all__ = ["cluster"]
+
+KEY = Secret("sk-test")
+
+
+@pytest.fixture(autouse=True)
+def no_real_engine_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub needs nothing of what the real engine declares."""
+    monkeypatch.setattr("clusterctl.enginepackage.requirements", lambda *, ray: ())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "models" / "tiny"
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.2", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def asked(model: Path, port: int) -> ServeSpec:
+    return ServeSpec(str(model), "tiny", pp=2, port=port, api_key=KEY, timeout=30)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(cluster: LocalCluster, tmp_path: Path) -> Serve:
+    def start(spec: ServeSpec, **options: object) -> Served:
+        env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+        with cluster.session() as session:
+            return deploy.serve(session, spec, package=STUB, env=env, **options)  # type: ignore[arg-type]
+
+    return start
+
+
+def test_it_is_ready_when_a_token_came_back(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    events: list[Event] = []
+    served = serve(asked, report=events.append)
+    assert served.deployment.document() == {
+        "name": "tiny",
+        "model": asked.model,
+        "engine": "native",
+        "tp": 1,
+        "pp": 2,
+        "state": "ready",
+        "url": f"http://127.0.0.2:{asked.port}/v1",
+    }
+    assert served.deployment.kv_cache_tokens == 93184
+    assert [(e.message, e.done, e.total) for e in events if e.kind == "progress"] == [
+        ("loading weights 1/2", 1, 2),
+        ("loading weights 2/2", 2, 2),
+        ("KV cache 93,184 tokens", None, None),
+        ("the API is up; waiting for a first token", None, None),
+    ]
+
+
+def test_the_key_is_in_one_private_file_and_nowhere_else(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    serve(asked)
+    holders = [
+        path
+        for path in cluster.path().rglob("*")
+        if path.is_file() and KEY.reveal().encode() in path.read_bytes()
+    ]
+    assert holders == [cluster.path("secrets", "tiny.key")]
+    assert holders[0].stat().st_mode & 0o777 == 0o600
+    assert all(KEY.reveal() not in " ".join(call) for call in cluster.head.calls)
+
+
+def test_a_key_is_generated_and_kept_when_none_is_given(
+    serve: Serve, asked: ServeSpec, tmp_path: Path
+) -> None:
+    served = serve(replace(asked, api_key=None))
+    assert served.generated is not None
+    kept = tmp_path / "config/infercluster/keys/c-tiny"
+    assert served.generated.file == kept
+    assert kept.read_text().strip() == served.generated.secret.reveal()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_detached_it_returns_at_once_and_another_client_sees_it_become_ready(
+    serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
+) -> None:
+    (model / "mute").touch()
+    assert serve(asked, detach=True).deployment.state == "starting"
+    (model / "mute").unlink()
+    with cluster.session() as other:
+        wait_until(lambda: deployments.seen(other)[0].state == "ready")
+
+
+def test_alive_without_a_token_is_degraded_not_ready(
+    serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
+) -> None:
+    serve(asked)
+    (model / "mute").touch()
+    with cluster.session() as session:
+        (found,) = deployments.seen(session, probe=0.3)
+    assert (found.state, found.detail) == ("degraded", "TimeoutError: timed out")
+
+
+def test_a_failing_engine_is_reported_by_its_earliest_error(
+    serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
+) -> None:
+    (model / "breaks").touch()
+    with pytest.raises(ClusterctlError) as caught:
+        serve(asked)
+    assert caught.value.host == "gpu01"
+    assert caught.value.message.splitlines() == [
+        "deployment tiny failed (exit code 3):",
+        "  torch.OutOfMemoryError: no room for 4 GiB (RankActor pid=7, ip=127.0.0.3)",
+        "  ERROR 01-01 00:00:00 rank 1: torch.OutOfMemoryError: no room for 4 GiB",
+    ]
+    with cluster.session() as session:
+        (found,) = deployments.seen(session)
+    assert (found.state, found.exit_code) == ("failed", 3)
+
+
+def test_after_a_failure_the_same_name_serves_again(
+    serve: Serve, asked: ServeSpec, model: Path
+) -> None:
+    (model / "breaks").touch()
+    with pytest.raises(ClusterctlError):
+        serve(asked)
+    (model / "breaks").unlink()
+    deployment = serve(asked).deployment
+    assert (deployment.state, deployment.generation) == ("ready", 2)
+
+
+def test_a_slow_start_is_not_ready_and_goes_on(
+    serve: Serve,
+    asked: ServeSpec,
+    model: Path,
+    cluster: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clusterctl.deploy.PROBE_S", 0.1)
+    (model / "mute").touch()
+    with pytest.raises(NotReady, match="not ready within 2 s; it goes on"):
+        serve(replace(asked, timeout=2))
+    assert cluster.state("tiny")["state"] == "running"
+
+
+# --- refused before anything is started ----------------------------------------------------------
+
+
+def test_a_second_deployment_of_the_name_is_refused(serve: Serve, asked: ServeSpec) -> None:
+    serve(replace(asked, pp=1))
+    with pytest.raises(PreflightFailed, match="deployment tiny exists already") as caught:
+        serve(replace(asked, pp=1, port=asked.port + 1))
+    assert caught.value.hint == "clusterctl stop tiny, or choose another --name"
+
+
+def test_devices_of_other_deployments_are_not_given_twice(serve: Serve, asked: ServeSpec) -> None:
+    serve(asked)
+    with pytest.raises(PreflightFailed) as caught:
+        serve(replace(asked, name="other", pp=1, port=asked.port + 1))
+    assert caught.value.message == (
+        "tp=1 x pp=1 needs 1 devices; the cluster has 2 (gpu01: 1, gpu02: 1), "
+        "of which 2 serve other deployments"
+    )
+
+
+def test_an_illegal_split_is_refused_with_the_legal_ones(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    with pytest.raises(PreflightFailed) as caught:
+        serve(replace(asked, tp=2, pp=1))
+    assert caught.value.message == "9 attention heads cannot be split over tp=2 (legal: 1, 3)"
+    assert not cluster.path("deployments").exists()
+
+
+def test_a_port_in_use_is_refused(serve: Serve, asked: ServeSpec) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.2", asked.port))
+        taken.listen()
+        with pytest.raises(PreflightFailed, match=f"127.0.0.2:{asked.port} cannot be bound"):
+            serve(asked)
+
+
+def test_an_absent_model_names_host_and_path(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    with pytest.raises(PreflightFailed) as caught:
+        serve(replace(asked, model="/models/none"))
+    assert (caught.value.host, caught.value.message) == (
+        "gpu01, gpu02",
+        "/models/none does not exist",
+    )
+    assert "`model_dirs: [/models]`" in str(caught.value.hint)
+    assert not cluster.path("deployments").exists()
+
+
+def test_a_relative_path_is_a_usage_error(serve: Serve, asked: ServeSpec) -> None:
+    with pytest.raises(ConfigError, match=r"'\./tiny' is neither an absolute path"):
+        serve(replace(asked, model="./tiny"))
+
+
+# --- stop ----------------------------------------------------------------------------------------
+
+
+def test_stop_ends_the_only_deployment_and_frees_its_port(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    serve(asked)
+    with cluster.session() as session:
+        stopped = deployments.stop(session)
+    assert (stopped.name, stopped.state) == ("tiny", "stopped")
+    socket.create_server(("127.0.0.2", asked.port)).close()
+
+
+def test_stop_names_what_does_not_go(serve: Serve, asked: ServeSpec, cluster: LocalCluster) -> None:
+    serve(asked)
+    cluster.head.ray_status = " 1.0/2.0 cpu_slot (1.0 used of 1.0 reserved)"
+    with (
+        cluster.session() as session,
+        pytest.raises(NotReady, match="Ray still has 1 devices in use"),
+    ):
+        deployments.stop(session, "tiny", timeout=3)
+
+
+def test_stop_finds_a_rank_that_outlived_its_engine(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    serve(asked)
+    stray = subprocess.Popen(["sleep", "60"], env={**os.environ, "ENGINE_DEPLOYMENT": "c/tiny"})
+    try:
+        with (
+            cluster.session() as session,
+            pytest.raises(NotReady, match=rf"processes left: gpu01: \[{stray.pid}\]"),
+        ):
+            deployments.stop(session, timeout=4)
+    finally:
+        stray.kill()
+        stray.wait()
+
+
+def test_stop_without_deployments_says_so(cluster: LocalCluster) -> None:
+    with (
+        cluster.session() as session,
+        pytest.raises(ClusterctlError, match="nothing is being served"),
+    ):
+        deployments.stop(session)
+
+
+def test_a_killed_engine_is_failed(serve: Serve, asked: ServeSpec, cluster: LocalCluster) -> None:
+    serve(asked)
+    os.kill(cluster.state("tiny")["pid"], signal.SIGKILL)
+    with cluster.session() as session:
+        wait_until(lambda: deployments.seen(session)[0].state == "failed")
+
+
+def test_the_supervisors_spec_is_the_whole_command_line(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    serve(replace(asked, extra=("--max-num-seqs", "4")))
+    home = cluster.head.home
+    spec = json.loads(cluster.path("deployments", "tiny", "spec.json").read_text())
+    assert spec == {
+        "name": "tiny",
+        "argv": [
+            *("python3", "-m", "engine", "serve", asked.model),
+            *("--served-model-name", asked.model),
+            *("--tensor-parallel-size", "1", "--pipeline-parallel-size", "2"),
+            *("--distributed-executor-backend", "ray", "--dtype", "auto"),
+            *("--host", "127.0.0.2", "--port", str(asked.port)),
+            *("--api-key-file", f"{home}/secrets/tiny.key", "--max-num-seqs", "4"),
+        ],
+        "env": {
+            "ENGINE_DEPLOYMENT": "c/tiny",
+            "PYTHONPATH": f"{home}/{STUB.name}",
+            "PYTHONUNBUFFERED": "1",
+            "RAY_ADDRESS": "127.0.0.2:6379",
+        },
+        "generation": 1,
+        "stop": False,
+    }
