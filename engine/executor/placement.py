@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
+class PlacementError(RuntimeError):
+    """The cluster has no place for the ranks. The message says how many slots there are, where."""
+
+
 @dataclass(frozen=True)
 class RayNode:
     """A live node of the cluster and how many slots (GPUs, or CPU slots) it has in all."""

@@ -28,7 +28,7 @@ from engine.config import EngineConfig
 from engine.executor import placement, worker
 from engine.executor.base import RUNNER, RankFailed
 from engine.executor.control import ControlledExecutor
-from engine.executor.placement import RayNode, Slot
+from engine.executor.placement import PlacementError, RayNode, Slot
 from engine.executor.wire import Door
 from engine.shapes import ModelShape
 
@@ -38,10 +38,6 @@ cluster: Any = ray  # the functions that report its state are untyped
 
 CPU_SLOT = "cpu_slot"
 WATCH_S = 0.5  # how often the watching thread looks whether it should stop
-
-
-class PlacementError(RuntimeError):
-    """The cluster has no place for the ranks. The message says how many slots there are, where."""
 
 
 class RankActor:

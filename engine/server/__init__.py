@@ -1,0 +1,1 @@
+"""The OpenAI protocol over HTTP. The only place that knows FastAPI."""

@@ -1,0 +1,46 @@
+"""`python -m engine serve MODEL ...`"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from engine.core import EngineDead
+from engine.executor.base import RankFailed
+from engine.executor.placement import PlacementError
+from engine.server.flags import add_serve_flags, engine_config
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 ended as asked, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        config = engine_config(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    from engine.server.serve import serve  # brings FastAPI
+
+    try:
+        return serve(config, arguments)
+    except (ValueError, OSError, EngineDead, RankFailed, PlacementError) as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="answer OpenAI's API over HTTP", allow_abbrev=False)
+    add_serve_flags(serve)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

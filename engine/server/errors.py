@@ -1,0 +1,79 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.core import EngineDead
+from engine.server.bridge import ShuttingDown
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    503: "service_unavailable",
+}
+
+
+class ApiError(Exception):
+    """What the client is told. `param` names the parameter at fault."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What the engine raised, as a client sees it: a bad request, or a retryable failure."""
+    return ApiError(503 if isinstance(error, EngineDead | ShuttingDown) else 400, str(error))
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": str(error),
+            "type": KINDS.get(error.status, "api_error"),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error_body(error), error.status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_first_problem(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return error_response(ApiError(error.status_code, str(error.detail)), error.headers)
+
+
+def _first_problem(error: RequestValidationError) -> ApiError:
+    """Pydantic's location is ("body", field, ...) for a field, ("body", offset) for bad JSON."""
+    problem = error.errors()[0]
+    where = [part for part in problem["loc"] if part != "body"]
+    if problem["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}")
+    param = str(where[0]) if where else problem.get("ctx", {}).get("param")
+    message = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part) for part in where)
+    return ApiError(400, f"{place}: {message}" if place else message, param=param)

@@ -1,0 +1,81 @@
+"""The command line: one flag a field of EngineConfig, named as vLLM names them. Each default is
+written once, there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from engine.config import EngineConfig
+
+HELP = {
+    "dtype": "of weights and KV cache; auto: the checkpoint's",
+    "device": "auto: CUDA where there is any",
+    "tensor_parallel_size": "ranks that share every layer",
+    "pipeline_parallel_size": "stages, each holding some of the layers",
+    "pipeline_partition": "layers of each stage, such as 16,14; unset: balanced by cost",
+    "distributed_executor_backend": "unset: inproc for one rank, mp for several",
+    "max_model_len": "prompt and answer together, in tokens; unset: the model's own maximum",
+    "block_size": "token positions in one KV cache block",
+    "kv_cache_memory_bytes": "of each rank; unset: what --gpu-memory-utilization leaves",
+    "gpu_memory_utilization": "fraction of the device's memory to use",
+    "max_num_seqs": "requests that run at once",
+    "max_num_batched_tokens": "tokens computed in one step",
+    "seed": "for requests that bring none",
+    "step_timeout_s": "a rank that takes longer over one step counts as hung",
+    "start_timeout_s": "how long the ranks may take to come up, before weights are read",
+}
+SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp"}
+
+
+def add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="checkpoint directory or Hugging Face id")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free one")
+    parser.add_argument(
+        "--served-model-name", nargs="+", metavar="NAME", help="unset: the model as given"
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, help="unset: the environment's VLLM_API_KEY, if it is set"
+    )
+    hints = get_type_hints(EngineConfig)
+    for one in fields(EngineConfig):
+        if one.default is not MISSING:
+            _add_flag(parser, one, hints[one.name])
+
+
+def engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    """Raises ValueError when the values cannot work together."""
+    return EngineConfig(**{one.name: getattr(arguments, one.name) for one in fields(EngineConfig)})
+
+
+def _add_flag(parser: argparse.ArgumentParser, one: Field[Any], hint: Any) -> None:
+    default = "" if one.default is None else f" (default: {one.default})"
+    names = [f"--{one.name.replace('_', '-')}", *filter(None, [SHORT.get(one.name)])]
+    parser.add_argument(
+        *names, default=one.default, help=HELP[one.name] + default, **_reading(_without_none(hint))
+    )
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = [part for part in get_args(hint) if part is not NoneType]
+    return hint
+
+
+def _reading(hint: Any) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        return {"type": numbers, "metavar": "N,N,..."}
+    reader: Callable[[str], Any] = hint
+    return {"type": reader, "metavar": "N"}
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
