@@ -96,8 +96,9 @@ class RankProcess:
         threading.Thread(target=self._read, args=(output, inbox), daemon=True).start()
 
     def _read(self, output: IO[bytes], inbox: SimpleQueue[tuple[RankProcess, str | None]]) -> None:
-        for line in output:
-            inbox.put((self, line.decode(errors="replace").rstrip()))
+        with output:
+            for line in output:
+                inbox.put((self, line.decode(errors="replace").rstrip()))
         inbox.put((self, None))
 
     def heard(self, line: str) -> Verdict | None:
@@ -122,6 +123,7 @@ class RankProcess:
 
     def kill(self) -> Verdict:
         self._process.kill()
+        self._process.wait()
         self.answered = True
         return self._failed("did not answer and was killed")
 

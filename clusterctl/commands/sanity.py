@@ -12,7 +12,7 @@ def sanity(
     timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
-    """Check collectives over all devices of the cluster, and name the rank that does not answer."""
+    """Check collectives over all devices, and name the rank that does not answer."""
     from dataclasses import asdict
 
     from clusterctl import sanity as check

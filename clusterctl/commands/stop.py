@@ -21,7 +21,7 @@ def stop(
     cluster: ClusterName = None,
     timeout: Timeout = None,
 ) -> None:
-    """End a deployment, and prove that no process, port or device of it is left."""
+    """End a deployment, and prove that nothing of it is left."""
     from clusterctl import deployments
     from clusterctl.session import Session
 
