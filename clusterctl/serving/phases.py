@@ -16,7 +16,7 @@ _SERVING = re.compile(r"Application startup complete")
 # "(RankActor pid=71, ip=10.0.0.2) ": Ray writes it before what its actors print.
 _ACTOR = re.compile(r"^(?:\x1b\[\d+m)?\((?P<who>\w+ pid=\d+(?:, ip=[\d.]+)?)\)(?:\x1b\[0m)? ?")
 _ERROR = re.compile(
-    r"^(?:ERROR\b|CRITICAL\b|\w+: error:"
+    r"^(?:ERROR\b|CRITICAL\b|[\w. -]+: error:"
     r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Failed|Exit)\b(?::|$))"
 )
 _COLOR = re.compile(r"\x1b\[[\d;]*m")

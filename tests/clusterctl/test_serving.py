@@ -1,0 +1,315 @@
+"""The pure half of serving: placement, log lines, model files, states."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterctl.commands.serve import checked_flags, curl_line, deployment_name
+from clusterctl.errors import ConfigError, PreflightFailed
+from clusterctl.keys import ApiKey
+from clusterctl.members import command_of, node_of, ray_address
+from clusterctl.raycluster import ExpectedNode, ray_start_argv
+from clusterctl.secret import Secret
+from clusterctl.serving import modelfiles
+from clusterctl.serving.modelfiles import ModelFiles, difference, kind_of
+from clusterctl.serving.phases import Phase, earliest_errors, kv_cache_tokens, phase_of
+from clusterctl.serving.placement import Devices, Placement, devices_in_use, place
+from clusterctl.serving.records import deployment_of, state_of
+from clusterctl.spec import RaySpec, ServeSpec
+
+TWO_NODES = Devices({"gpu01": 2, "gpu02": 2}, "gpu01")
+ONE_NODE = Devices({"gpu01": 2}, "gpu01")
+
+
+def asked(**values: Any) -> ServeSpec:
+    return ServeSpec("/models/m", "m", **values)
+
+
+# --- placement -----------------------------------------------------------------------------------
+
+
+def test_several_nodes_are_rays() -> None:
+    assert place(asked(pp=4), TWO_NODES) == Placement("ray", "the cluster has 2 nodes")
+
+
+def test_one_node_needs_no_ray() -> None:
+    assert place(asked(tp=2), ONE_NODE) == Placement("mp", "gpu01 is the only node")
+
+
+def test_an_executor_that_was_asked_for_is_taken() -> None:
+    assert place(asked(executor="ray"), ONE_NODE) == Placement("ray", "as asked")
+
+
+def test_mp_beyond_the_head_is_refused_with_numbers() -> None:
+    with pytest.raises(ConfigError) as caught:
+        place(asked(tp=2, pp=2, executor="mp"), TWO_NODES)
+    assert caught.value.message == (
+        "executor mp runs on the head alone: gpu01 has 2 devices, and 4 are needed"
+    )
+
+
+def test_too_few_devices_are_refused_with_numbers() -> None:
+    with pytest.raises(PreflightFailed) as caught:
+        place(asked(tp=3, pp=2), TWO_NODES)
+    assert caught.value.message == (
+        "tp=3 x pp=2 needs 6 devices; the cluster has 4 (gpu01: 2, gpu02: 2)"
+    )
+    assert caught.value.hint == "choose tp x pp of at most 4"
+
+
+def test_rays_account_is_read() -> None:
+    status = """
+Resources
+---------------------------------------------------------------
+Total Usage:
+ 0.0/4.0 CPU
+ 2.0/4.0 GPU (2.0 used of 2.0 reserved in placement groups)
+ 1.0/2.0 cpu_slot
+ 0B/9.31GiB memory
+"""
+    assert devices_in_use(status) == 3.0
+
+
+# --- log lines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "(RankActor pid=71, ip=10.0.0.2) INFO 11-24 02:33:11 [rank 1] "
+            "Loading safetensors shard 3/30",
+            Phase("loading", "loading weights 3/30", 3, 30),
+        ),
+        (
+            "INFO 11-24 02:33:12 CPU KV cache size: 93,184 tokens",
+            Phase("kv cache", "KV cache 93,184 tokens"),
+        ),
+        (
+            "INFO 11-24 02:33:13 Application startup complete.",
+            Phase("serving", "the API is up; waiting for a first token"),
+        ),
+        ("INFO 11-24 02:33:10 Loading weights: /models/m", None),
+    ],
+)
+def test_phases(line: str, expected: Phase | None) -> None:
+    assert phase_of(line) == expected
+
+
+def test_the_smallest_cache_counts() -> None:
+    lines = ["GPU KV cache size: 9,000 tokens", "noise", "GPU KV cache size: 8,192 tokens"]
+    assert kv_cache_tokens(lines) == 8192
+    assert kv_cache_tokens(["noise"]) is None
+
+
+def test_the_earliest_errors_come_from_any_rank_and_name_it() -> None:
+    lines = [
+        "WARNING 11-24 02:33:11 something odd",
+        "\x1b[36m(RankActor pid=71, ip=10.0.0.2)\x1b[0m Traceback (most recent call last):",
+        '\x1b[36m(RankActor pid=71, ip=10.0.0.2)\x1b[0m   File "x.py", line 3, in f',
+        "\x1b[36m(RankActor pid=71, ip=10.0.0.2)\x1b[0m torch.OutOfMemoryError: CUDA out of memory",
+        "ERROR 11-24 02:33:12 rank 1: torch.OutOfMemoryError: CUDA out of memory",
+        "ValueError",
+        "ERROR 11-24 02:33:13 a fourth one",
+    ]
+    assert earliest_errors(lines) == [
+        "torch.OutOfMemoryError: CUDA out of memory (RankActor pid=71, ip=10.0.0.2)",
+        "ERROR 11-24 02:33:12 rank 1: torch.OutOfMemoryError: CUDA out of memory",
+        "ValueError",
+    ]
+
+
+def test_argparse_usage_errors_are_errors() -> None:
+    line = "python -m engine serve: error: unrecognized arguments: --fast"
+    assert earliest_errors(["usage: python -m engine", line]) == [line]
+
+
+# --- the model's files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("/models/m", "path"), ("meta-llama/Llama-3.1-8B", "hub"), ("a/b", "hub")],
+)
+def test_what_a_model_is(model: str, kind: str) -> None:
+    assert kind_of(model) == kind
+
+
+@pytest.mark.parametrize("model", ["./m", "../m", "m", "a/b/c", "~/m", "hub.example.com/a/b"])
+def test_what_a_model_is_not(model: str) -> None:
+    with pytest.raises(ConfigError):
+        kind_of(model)
+
+
+def look(path: Path) -> ModelFiles:
+    said = subprocess.run(
+        [sys.executable, "-c", modelfiles.PROBE, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return modelfiles.parse(said.stdout)
+
+
+def checkpoint(path: Path, weights: bytes = b"12345") -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def test_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
+    found = look(checkpoint(tmp_path / "m"))
+    assert found.exists
+    assert found.is_model
+    assert dict(found.sizes) == {"config.json": 2, "model.safetensors": 5}
+
+
+def test_an_absent_or_empty_directory_is_no_model(tmp_path: Path) -> None:
+    assert not look(tmp_path / "none").exists
+    assert not look(tmp_path).is_model
+
+
+def test_differences_between_hosts_are_named(tmp_path: Path) -> None:
+    here, there = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    assert difference(look(here), look(there), "gpu01") is None
+    (here / "model.safetensors").write_bytes(b"1234")
+    assert difference(look(here), look(there), "gpu01") == (
+        "model.safetensors has 4 bytes; on gpu01 it has 5 bytes"
+    )
+    (here / "model.safetensors").unlink()
+    assert difference(look(here), look(there), "gpu01") == (
+        "model.safetensors is absent; on gpu01 it has 5 bytes"
+    )
+
+
+def test_an_equally_long_but_other_config_is_a_difference(tmp_path: Path) -> None:
+    here, there = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    (here / "config.json").write_text("[]")
+    assert difference(look(here), look(there), "gpu01") == (
+        "config.json has other content than on gpu01"
+    )
+
+
+# --- states --------------------------------------------------------------------------------------
+
+
+def record(
+    state: str | None,
+    *,
+    token: bool | None = None,
+    seen: int = 2,
+    ready: int | None = None,
+    stop: bool = False,
+) -> dict[str, Any]:
+    return {
+        "name": "m",
+        "generation": 2,
+        "stop": stop,
+        "state": state and {"state": state, "generation": seen, "exit_code": None},
+        "info": {"ready_generation": ready},
+        "token": token,
+        "detail": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (record(None), "starting"),
+        (record("running", token=None), "starting"),
+        (record("running", token=False), "starting"),
+        (record("running", token=True), "ready"),
+        (record("running", token=False, ready=2), "degraded"),
+        (record("running", token=False, ready=1), "starting"),
+        (record("running", ready=2, stop=True), "degraded"),
+        (record("running", seen=1), "restarting"),
+        (record("stopped", seen=1), "starting"),
+        (record("failed"), "failed"),
+        (record("stopped"), "stopped"),
+    ],
+)
+def test_the_word_for_a_state(seen: dict[str, Any], expected: str) -> None:
+    assert state_of(seen) == expected
+
+
+def test_a_deployment_is_shown_with_the_keys_of_status() -> None:
+    info = {
+        "model": "/models/m",
+        "engine": "native",
+        "executor": "ray",
+        "tp": 1,
+        "pp": 2,
+        "url": "http://10.0.0.1:8000/v1",
+        "address": "10.0.0.1",
+        "port": 8000,
+        "kv_cache_tokens": 93184,
+        "ready_generation": 2,
+    }
+    found = deployment_of({**record("running", token=True), "info": info})
+    assert found.document() == {
+        "name": "m",
+        "model": "/models/m",
+        "engine": "native",
+        "tp": 1,
+        "pp": 2,
+        "state": "ready",
+        "url": "http://10.0.0.1:8000/v1",
+    }
+    assert (found.devices, found.kv_cache_tokens, found.ended) == (2, 93184, False)
+
+
+# --- members -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ExpectedNode("gpu01", "10.0.0.1", "head", "gpu", 8),
+        ExpectedNode("gpu02", "10.0.0.2", "worker", "cpu", 2),
+    ],
+)
+def test_a_node_is_read_back_from_its_own_command(node: ExpectedNode) -> None:
+    command = ray_start_argv(node, "10.0.0.1", RaySpec(port=6400))
+    argv = command_of({"Config": {"Entrypoint": ["python3"], "Cmd": ["s.py", "--", *command]}})
+    assert node_of(node.name, argv) == node
+    assert ray_address(argv) == "10.0.0.1:6400"
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("/models/SmolLM2-135M-Instruct/", "smollm2-135m-instruct"),
+        ("/models/My Model", "my-model"),
+    ],
+)
+def test_deployment_names(model: str, name: str) -> None:
+    assert deployment_name(model) == name
+
+
+def test_flags_of_the_engine_need_dashes() -> None:
+    assert checked_flags(["--max-num-seqs", "4"]) == ("--max-num-seqs", "4")
+    with pytest.raises(ConfigError, match="unexpected argument 'tp=2'"):
+        checked_flags(["tp=2"])
+
+
+def test_the_curl_line_does_not_show_the_key() -> None:
+    key = ApiKey(Secret("sk-secret"), "generated", Path("/home/me/key"))
+    line = curl_line(asked(), "http://10.0.0.1:8000/v1", key)
+    assert line == (
+        "curl http://10.0.0.1:8000/v1/chat/completions "
+        '-H "Authorization: Bearer $(cat /home/me/key)" '
+        "-H 'Content-Type: application/json' "
+        """-d '{"model": "/models/m", "messages": [{"role": "user", "content": "Hello"}]}'"""
+    )
+    assert json.loads(line.split("-d ")[1].strip("'"))["model"] == "/models/m"
