@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 cluster: Any = ray  # the functions that report its state are untyped
 
 CPU_SLOT = "cpu_slot"
+OWNER = "ENGINE_DEPLOYMENT"  # whose rank a process is, for whoever looks at a node's processes
 WATCH_S = 0.5  # how often the watching thread looks whether it should stop
 
 
@@ -168,10 +169,16 @@ def _actor(group: PlacementGroup, bundle: int, resource: str) -> Any:
         num_cpus=0,
         max_restarts=0,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-        runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
+        runtime_env={"env_vars": rank_env(os.environ)},
         **device,
     )
     return options.remote()
+
+
+def rank_env(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a rank needs of the driver's environment: its own node says the rest."""
+    owner = {OWNER: environ[OWNER]} if OWNER in environ else {}
+    return {"PYTHONPATH": import_path(), **owner}
 
 
 def import_path() -> str:
