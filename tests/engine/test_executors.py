@@ -17,7 +17,15 @@ from engine.config import Backend, EngineConfig
 from engine.executor import start_executor
 from engine.executor.base import Executor, RankFailed
 from engine.executor.mp import rank_environment
-from engine.executor.placement import RayNode, Slot, order_ranks, plan_bundles, slots_of, too_few
+from engine.executor.placement import (
+    PlacementError,
+    RayNode,
+    Slot,
+    order_ranks,
+    plan_bundles,
+    slots_of,
+    too_few,
+)
 from engine.shapes import ModelShape
 from tests.engine.echo_runner import ECHO, STILLBORN
 
@@ -54,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ["PYTHONPATH"] = ROOT  # as a delivered engine directory: workers import tests too
-    ray.init(address="local", num_cpus=2, resources={"cpu_slot": 6}, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, resources={"cpu_slot": 4}, include_dashboard=False)
     yield
     ray.shutdown()
     del os.environ["PYTHONPATH"]
@@ -86,6 +94,12 @@ def gone(pid: int) -> bool:
 def wait_gone(pids: list[int]) -> None:
     """pytest's timeout ends it when one stays."""
     while not all(gone(pid) for pid in pids):
+        time.sleep(0.05)
+
+
+def check_health_until_it_fails(executor: Executor) -> None:
+    while True:
+        executor.check_health()
         time.sleep(0.05)
 
 
@@ -163,9 +177,7 @@ def test_an_idle_rank_that_dies_is_noticed_by_check_health(backend: Backend, sta
     pids = executor.collective("pid")
     os.kill(pids[0], signal.SIGKILL)
     with pytest.raises(RankFailed, match="rank 0"):
-        while True:
-            executor.check_health()
-            time.sleep(0.05)
+        check_health_until_it_fails(executor)
     wait_gone(pids)
 
 
@@ -213,21 +225,15 @@ def test_mp_environment_keeps_what_the_operator_set() -> None:
 
 
 def test_ray_refuses_at_once_what_the_cluster_cannot_hold(start: Start) -> None:
-    with pytest.raises(RuntimeError, match=r"tp=7 x pp=1 needs 7 cpu_slot slots; .* has 6 \(.*: 6"):
+    needs = r"tp=7 x pp=1 needs 7 cpu_slot slots; .* has 4 \(.*: 4"
+    with pytest.raises(PlacementError, match=needs):
         start(config("ray", tp=7))
 
 
 def test_ray_gives_up_at_the_deadline_when_the_slots_are_taken(start: Start) -> None:
-    start(config("ray", tp=4))
-    with pytest.raises(RuntimeError, match=r"needs 4 .* has 6 \(.*\), of which 2 are free"):
+    start(config("ray", tp=1))
+    with pytest.raises(PlacementError, match=r"needs 4 .* has 4 \(.*\), of which 3 are free"):
         start(config("ray", tp=4, start_timeout_s=1.0))
-
-
-def test_ray_gives_its_slots_back(start: Start) -> None:
-    for _ in range(2):
-        executor = start(config("ray", tp=6))
-        assert executor.collective("rank") == list(range(6))
-        executor.shutdown()
 
 
 def test_whole_stages_are_asked_for_where_nodes_can_hold_them() -> None:
