@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -86,7 +87,8 @@ def section(medians: dict[str, float], runs: int) -> str:
         HEADING,
         "",
         f"`scripts/bench/startup.py --write`: medians of {runs} runs in turn; commit {commit}, "
-        f"{datetime.date.today()}, Python {platform.python_version()}, {platform.machine()}.",
+        f"{datetime.date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores "
+        f"({platform.machine()}), shared.",
         "",
         "| | median | to the bare app |",
         "|---|---|---|",
