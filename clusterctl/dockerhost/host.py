@@ -30,12 +30,14 @@ PULL_TIMEOUT_S = 3600.0
 NOT_FOUND = 127
 NO_SUCH_PROGRAM = "executable file not found"
 
-# Ends a process of the host with its group: as ourselves, else as root, in the end by force.
+# Ends a process of the host and all below it: as ourselves, else as root, in the end by force.
 KILL = """\
-end() { kill "-$1" -- "-$2" 2>/dev/null || sudo -n kill "-$1" -- "-$2" 2>/dev/null; }
-end TERM "$1"
+tree() { echo "$1"; for p in $(cat "/proc/$1"/task/*/children 2>/dev/null); do tree "$p"; done; }
+end() { kill -"$@" 2>/dev/null || sudo -n kill -"$@" 2>/dev/null; }
+all=$(tree "$1")
+end TERM $all
 for _ in 1 2 3 4 5 6 7 8 9 10; do [ -d "/proc/$1" ] || exit 0; sleep 0.2; done
-end KILL "$1"
+end KILL $all
 """
 
 
