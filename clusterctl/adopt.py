@@ -6,19 +6,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from clusterctl import hoststate
 from clusterctl.config import spec_from_dict
 from clusterctl.containers import LABEL_CLUSTER, LABEL_ROLE
 from clusterctl.errors import ClusterctlError
 from clusterctl.links import HostLink
 from clusterctl.spec import ClusterSpec, NodeSpec
 
-# As root or as an ordinary user: `up` chose by the user it logged in as.
-_READ_SPEC = """
-for dir in /var/lib/clusterctl "$HOME/.local/state/clusterctl"; do
-  [ -r "$dir/$1/spec.json" ] && exec cat "$dir/$1/spec.json"
-done
-exit 1
-"""
+SPEC_FILE = "spec.json"
 
 
 def adopt(link: HostLink, wanted: str | None) -> ClusterSpec:
@@ -27,15 +22,15 @@ def adopt(link: HostLink, wanted: str | None) -> ClusterSpec:
     Raises ClusterctlError when there is none, or several and none is `wanted`.
     """
     name = _cluster_of(link, wanted)
-    answer = link.transport.run(["sh", "-c", _READ_SPEC, "sh", name], check=False)
-    if not answer.ok:
+    asked = hoststate.read(link.transport, name, SPEC_FILE)
+    if asked is None:
         raise ClusterctlError(
             f"the cluster {name} runs here, but nothing says what was asked for",
             host=link.name,
             hint=f"log in as the user who ran `up`, or write its hosts into a cluster.yaml with "
             f"name: {name}",
         )
-    return from_here(spec_from_dict(json.loads(answer.stdout)), link.node)
+    return from_here(spec_from_dict(json.loads(asked)), link.node)
 
 
 def _cluster_of(link: HostLink, wanted: str | None) -> str:

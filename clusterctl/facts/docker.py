@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clusterctl.facts.sections import NOT_FOUND, Section
+from clusterctl.facts.sections import Section
 from clusterctl.facts.types import DockerFacts
 
 SOCKET = "DOCKER_SOCKET"  # the variable that the probes read
@@ -18,22 +18,22 @@ S=$DOCKER_SOCKET sudo=
 ask() {
   if command -v docker >/dev/null 2>&1; then $sudo docker -H "unix://$S" "$1" --format '{{json .}}'
   elif command -v curl >/dev/null 2>&1; then $sudo curl -sS --unix-socket "$S" "http://localhost/$1"
-  else exit 127; fi
+  else exit 67; fi
 }
 """
-NO_SOCKET = 66
+NO_SOCKET, NO_CLIENT = 66, 67
 
 PROBES: Mapping[str, str] = {
     "docker_installed": "command -v dockerd || command -v docker",
     "docker_access": '[ ! -e "$DOCKER_SOCKET" ] || [ -w "$DOCKER_SOCKET" ] || echo sudo',
-    "docker_info": f"{_ASK}ask info",
+    # One question, and the disk of the directory that its answer names: "PATH<tab>df's line".
+    "docker_info": f"""{_ASK}
+info=$(ask info); rc=$?
+printf '%s\\n' "$info"
+root=$(printf '%s' "$info" | sed -n 's/.*"DockerRootDir":"\\([^"]*\\)".*/\\1/p')
+[ -n "$root" ] && printf '%s\\t%s\\n' "$root" "$(df -Pk "$root" | tail -n 1)"
+exit $rc""",
     "docker_version": f"{_ASK}ask version",
-    "disks": f"""
-root=$({_ASK}ask info 2>/dev/null | sed -n 's/.*"DockerRootDir":"\\([^"]*\\)".*/\\1/p')
-for path in "$root" /dev/shm /; do
-  [ -e "$path" ] && printf '%s\\t%s\\n' "$path" "$(df -Pk "$path" | tail -n 1)"
-done
-exit 0""",
 }
 
 
@@ -41,22 +41,29 @@ def parse_docker(sections: Mapping[str, Section], socket: str) -> DockerFacts:
     info, version = sections["docker_info"], sections["docker_version"]
     needs_sudo = sections["docker_access"].stdout.strip() == "sudo"
     installed = sections["docker_installed"].ok
-    if error := _error(info, socket, installed=installed, needs_sudo=needs_sudo):
+    failed = version if info.ok else info
+    if error := _error(failed, socket, installed=installed, needs_sudo=needs_sudo):
         return DockerFacts(needs_sudo=needs_sudo, error=error)
-    return parse_info(json.loads(info.stdout), json.loads(version.stdout), needs_sudo=needs_sudo)
+    answer = json.loads(info.stdout.partition("\n")[0])
+    return parse_info(answer, json.loads(version.stdout), needs_sudo=needs_sudo)
 
 
-def _error(info: Section, socket: str, *, installed: bool, needs_sudo: bool) -> str | None:
-    if info.exit_code == NO_SOCKET:
+def root_disk(info: Section) -> str:
+    """The line of the disk that holds Docker's root, as host.parse_disks reads it."""
+    return info.stdout.partition("\n")[2].strip()
+
+
+def _error(asked: Section, socket: str, *, installed: bool, needs_sudo: bool) -> str | None:
+    if asked.exit_code == NO_SOCKET:
         state = "is dockerd running?" if installed else "Docker is not installed"
         return f"no Docker socket at {socket}: {state}"
-    if info.exit_code == NOT_FOUND:
+    if asked.exit_code == NO_CLIENT:
         return f"{socket} is there, but neither docker nor curl is, to ask it"
-    if info.ok:
+    if asked.ok:
         return None
     if needs_sudo:
-        return f"this user may not open {socket}, nor use it through sudo: {info.complaint}"
-    return info.complaint
+        return f"this user may not open {socket}, nor use it through sudo: {asked.complaint}"
+    return asked.complaint
 
 
 def parse_info(

@@ -39,7 +39,12 @@ def parse_facts(name: str, text: str, *, sent: float, received: float) -> HostFa
     )
     return HostFacts(
         name=name,
-        host=host.parse_host(name, sections, clock_offset_s=offset),
+        host=host.parse_host(
+            name,
+            sections,
+            docker_disk=docker.root_disk(sections["docker_info"]),
+            clock_offset_s=offset,
+        ),
         interfaces=network.parse_interfaces(sections, rdma_behind),
         gpu=gpu.parse_gpus(sections),
         docker=docker.parse_docker(sections, sections["socket"].stdout.strip()),

@@ -17,7 +17,9 @@ PROBES: Mapping[str, str] = {
     "sudo": "sudo -n true",
     "cpus": "getconf _NPROCESSORS_ONLN || grep -c ^processor /proc/cpuinfo",
     "cpu_model": "grep -m1 '^model name' /proc/cpuinfo || lscpu | grep -m1 '^Model name'",
-    "memory": "cat /proc/meminfo",
+    "memory": "grep -E '^Mem(Total|Available):' /proc/meminfo",
+    "disks": """
+for path in /dev/shm /; do printf '%s\\t%s\\n' "$path" "$(df -Pk "$path" | tail -n 1)"; done""",
     "limits": "cat /proc/self/limits",
     "resolve": 'getent ahosts "$(uname -n)" || getent hosts "$(uname -n)"',
     "selinux": """
@@ -35,9 +37,12 @@ _SELINUX = {"1": "enforcing", "0": "permissive", "disabled": "disabled"}
 
 
 def parse_host(
-    name: str, sections: Mapping[str, Section], *, clock_offset_s: float | None
+    name: str, sections: Mapping[str, Section], *, docker_disk: str, clock_offset_s: float | None
 ) -> HostInfo:
-    """Raises PreflightFailed on a machine that is no Linux."""
+    """`docker_disk`: the line of the disk under Docker's root, or nothing.
+
+    Raises PreflightFailed on a machine that is no Linux.
+    """
     system, hostname, kernel, architecture, user, uid, home = sections["system"].stdout.split("\n")[
         :7
     ]
@@ -64,7 +69,7 @@ def parse_host(
         clock_offset_s=clock_offset_s,
         hostname_resolves_to=parse_resolved(sections["resolve"]),
         ulimits=parse_limits(sections["limits"].stdout),
-        disks=parse_disks(sections["disks"].stdout),
+        disks=parse_disks(f"{docker_disk}\n{sections['disks'].stdout}"),
         selinux=_SELINUX.get(sections["selinux"].stdout.strip()),
     )
 
