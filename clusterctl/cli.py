@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from clusterctl import __version__, console, options
 from clusterctl.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterctlError, ConfigError
+from clusterctl.trace import TRACE_FILE
 
 PROGRAMS = ("clusterctl", "infercluster")
 CLUSTER, MODELS, NODES, SETUP = "Cluster", "Models", "Inside the nodes", "Configuration"
@@ -135,6 +136,8 @@ def add_output_options(command: Any) -> None:
 
     def configured(*, verbose: int, quiet: bool, no_color: bool, **rest: Any) -> Any:
         console.configure(verbosity=verbose, quiet=quiet, no_color=no_color)
+        if verbose > 1:
+            os.environ.setdefault(TRACE_FILE, "/dev/stderr")
         return act(**rest)
 
     command.callback = configured

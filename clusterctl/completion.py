@@ -21,7 +21,10 @@ def hosts(context: typer.Context, incomplete: str) -> list[str]:
     """Nodes of the cluster that the line so far means; after a comma, one more of them."""
     before, comma, last = incomplete.rpartition(",")
     names = node_names(context.params.get("config"), context.params.get("cluster"))
-    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+    chosen = before.split(",")
+    return [
+        f"{before}{comma}{name}" for name in names if name.startswith(last) and name not in chosen
+    ]
 
 
 def node_names(config: Path | None, cluster: str | None) -> list[str]:

@@ -251,7 +251,9 @@ def progress() -> Iterator[Progress]:
 
 
 def _is_live() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not _settings.quiet
+    """Not with -q, nor with -vv, whose lines would run through the picture."""
+    watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return watched and not _settings.quiet and _settings.verbosity < 2
 
 
 def _event_line(event: Event) -> None:

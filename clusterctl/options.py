@@ -125,7 +125,7 @@ Verbose = Annotated[
         "--verbose",
         "-v",
         count=True,
-        help="Say more; with an error, its traceback.",
+        help="An error's traceback; -vv: also every command run on a host and every Docker call.",
         show_default=False,
     ),
 ]

@@ -21,6 +21,7 @@ from clusterctl.errors import (
     Unreachable,
 )
 from clusterctl.options import Json, Workers, command_group
+from clusterctl.trace import TRACE_FILE
 
 HEAVY = ("docker", "jinja2", "paramiko", "pydantic", "ray", "rich", "torch", "yaml")
 
@@ -165,6 +166,15 @@ def test_usage_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_after_two_dashes_is_not_ours() -> None:
     assert cli.asks_json(["exec", "gpu01", "--json"])
     assert not cli.asks_json(["exec", "gpu01", "--", "ls", "--json"])
+
+
+def test_twice_verbose_traces_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACE_FILE, "")  # so that it is gone again after the test
+    monkeypatch.delenv(TRACE_FILE)
+    assert cli.run(["group", "inner", "-v"]) == 0
+    assert TRACE_FILE not in os.environ
+    assert cli.run(["group", "inner", "-vv"]) == 0
+    assert os.environ[TRACE_FILE] == "/dev/stderr"
 
 
 def test_commands_return_their_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,10 @@ def test_tab_completes_commands(home: Path) -> None:
     assert tab("clusterctl vers") == ["version"]
 
 
+def test_tab_completes_saved_clusters(home: Path) -> None:
+    assert tab("clusterctl ps --cluster s") == ["spare"]
+
+
 def test_install_completion_writes_for_the_shell(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clusterctl", "--install-completion", "bash"],
