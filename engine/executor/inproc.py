@@ -97,7 +97,8 @@ class _RankThread:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         answer: Future[Any] = Future()
@@ -105,7 +106,9 @@ class _RankThread:
         return answer
 
     def close(self) -> None:
+        # Freeing a rank takes a moment: an interpreter that exits meanwhile is aborted by C++.
         self._calls.put(None)
+        self._thread.join(SETTLE_S)
 
     def _serve(self) -> None:
         while (item := self._calls.get()) is not None:
