@@ -98,10 +98,8 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """The next step; None when nothing can be computed before another step is committed."""
         batch: list[Request] = []
-        waiting_before = len(self._waiting)
         budget = self._schedule_running(batch, self.max_num_batched_tokens)
-        if len(self._waiting) == waiting_before:  # nobody was preempted
-            self._schedule_waiting(batch, budget)
+        self._schedule_waiting(batch, budget)
         if not batch:
             return None
         step = Step(self._next_step_id, tuple(self._part(request) for request in batch))

@@ -239,6 +239,16 @@ def test_a_request_is_in_one_uncommitted_step_at_most() -> None:
     assert scheduler.schedule() is None
 
 
+def test_a_long_prompt_that_takes_the_whole_budget_leaves_no_empty_part() -> None:
+    scheduler = added(make(budget=8), request("a", 20), request("b", 3))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    scheduler.commit(answer(first))
+    scheduler.commit(answer(second))
+    assert scheduled(scheduler.schedule()) == [("a", 8, 8, False)]
+
+
 # How requests end.
 
 
@@ -384,19 +394,10 @@ def test_bug_a_preempted_request_sends_only_its_last_token() -> None:
 
 
 def test_bug_preemption_takes_the_newest_and_it_returns_before_later_arrivals() -> None:
-    scheduler, old, new = preempting()
-    scheduler.add(request("later", 2))
-    assert old.request_id in [name for name, *_ in scheduled(scheduler.schedule())]
-    assert scheduler._waiting[0] is new
-
-
-def test_bug_a_request_preempted_in_this_step_is_scheduled_in_it_again() -> None:
-    scheduler = make(num_blocks=4, block_size=4, max_model_len=16)
-    added(scheduler, request("old", 8, max_tokens=8), request("new", 8, max_tokens=8))
-    step = scheduler.schedule()
-    assert step is not None
-    scheduler.commit(answer(step))
-    assert [name for name, *_ in scheduled(scheduler.schedule())] == ["old"]
+    scheduler = make(num_blocks=4, block_size=4, max_num_seqs=2, max_model_len=16)
+    added(scheduler, request("old", 8), request("new", 7), request("later", 1))
+    ends = [output.request_id for output in run(scheduler) if output.finish_reason]
+    assert ends == ["old", "new", "later"]
 
 
 def test_bug_abort_and_finish_in_the_same_step_free_twice() -> None:
