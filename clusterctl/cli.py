@@ -43,6 +43,21 @@ class Entry:
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "up": Entry(
+        "clusterctl.commands.up:up",
+        "Form the cluster, or bring it to what its file says now.",
+        CLUSTER,
+    ),
+    "status": Entry(
+        "clusterctl.commands.status:status",
+        "Show every node and deployment as seen now, and whether all is verified.",
+        CLUSTER,
+    ),
+    "down": Entry(
+        "clusterctl.commands.down:down",
+        "End the cluster, and see that none of it is left.",
+        CLUSTER,
+    ),
     "sanity": Entry(
         "clusterctl.commands.sanity:sanity",
         "Check collectives over all devices, and name the rank that does not answer.",
@@ -63,6 +78,14 @@ COMMANDS: Mapping[str, Entry] = {
         "End a deployment, and prove that nothing of it is left.",
         MODELS,
     ),
+    "logs": Entry("clusterctl.commands.logs:logs", "Show what all nodes print, merged.", NODES),
+    "exec": Entry(
+        "clusterctl.commands.exec:exec_",
+        "Run a command in a node's container.",
+        NODES,
+        passthrough=True,
+    ),
+    "shell": Entry("clusterctl.commands.shell:shell", "Open a shell in a node's container.", NODES),
     "init": Entry(
         "clusterctl.commands.init:init",
         "Write a commented cluster.yaml from what the hosts say about themselves.",

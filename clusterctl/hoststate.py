@@ -27,6 +27,15 @@ class Survey:
     missing: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class LockAnswer:
+    """`holder` None: the lock is ours now; else what its owner wrote (or nothing yet). `fresh`: the
+    host had no directory for this cluster before."""
+
+    holder: str | None
+    fresh: bool
+
+
 _BASE = f"""set -eu
 if [ "$(id -u)" = 0 ]; then base={ROOTS_DIRECTORY}; else base=$HOME/.local/state/clusterctl; fi
 state=$base/$1
@@ -63,8 +72,9 @@ for wanted in "$@"; do [ -d "$wanted" ] || echo "missing $wanted"; done
 """
 
 _LOCK = f"""umask 077
+[ -e "$state" ] || fresh=fresh
 mkdir -p "$state"
-if mkdir "$state/lock" 2>/dev/null; then cat > "$state/lock/owner"; exit 0; fi
+if mkdir "$state/lock" 2>/dev/null; then cat > "$state/lock/owner"; echo "${{fresh-}}"; exit 0; fi
 cat "$state/lock/owner" 2>/dev/null || :
 exit {HELD}
 """
@@ -118,14 +128,14 @@ def survey(transport: Transport, cluster: str, must_exist: Sequence[str]) -> Sur
     return Survey("exists" in lines, tuple(missing))
 
 
-def lock(transport: Transport, cluster: str, owner: bytes) -> str | None:
-    """Make the lock directory. None when it is ours now, else what its owner wrote (or nothing)."""
+def lock(transport: Transport, cluster: str, owner: bytes) -> LockAnswer:
+    """Make the lock directory, unless it is there."""
     result = _run(transport, _LOCK, [cluster], stdin=owner, check=False)
-    if result.ok:
-        return None
-    if result.exit_code != HELD:
+    if result.exit_code not in (0, HELD):
         raise CommandFailed(result, host=transport.host)
-    return result.stdout
+    if result.ok:
+        return LockAnswer(None, fresh=result.stdout.strip() == "fresh")
+    return LockAnswer(result.stdout, fresh=False)
 
 
 def unlock(transport: Transport, cluster: str) -> None:

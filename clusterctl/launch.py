@@ -107,8 +107,11 @@ def expected_nodes(spec: ClusterSpec, places: Mapping[str, Place]) -> tuple[Expe
 
 def expected_node(spec: ClusterSpec, node: NodeSpec, place: Place) -> ExpectedNode:
     kind, count = devices_of(spec, node, place.facts)
-    role: Literal["head", "worker"] = "head" if node.name == spec.head else "worker"
-    return ExpectedNode(node.name, place.address, role, kind, count)
+    return ExpectedNode(node.name, place.address, expected_role(spec, node), kind, count)
+
+
+def expected_role(spec: ClusterSpec, node: NodeSpec) -> Literal["head", "worker"]:
+    return "head" if node.name == spec.head else "worker"
 
 
 def devices_of(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from clusterctl import hoststate
 from clusterctl.errors import LockHeld
 from clusterctl.events import Event, Report, silent
+from clusterctl.hoststate import LockAnswer
 from clusterctl.links import HostLink
 
 
@@ -41,29 +42,28 @@ def this_run() -> Owner:
 
 
 @contextmanager
-def held(head: HostLink, cluster: str, report: Report = silent) -> Iterator[None]:
-    """Hold the cluster's lock. Raises LockHeld naming who has it.
+def held(head: HostLink, cluster: str, report: Report = silent) -> Iterator[bool]:
+    """Hold the cluster's lock. Gives whether the head had no directory for the cluster before.
 
-    A lock whose process ran on this machine and is gone is taken over.
+    Raises LockHeld naming who has it. A lock whose process ran on this machine and is gone is
+    taken over.
     """
-    me = this_run()
-    holder = _take(head, cluster, me)
-    if holder is not None and holder.is_gone:
-        report(Event("warn", "lock", f"taken over from {holder}, which is gone"))
+    answer = _take(head, cluster)
+    if answer.holder is not None and (gone := parse_owner(answer.holder)).is_gone:
+        report(Event("warn", "lock", f"taken over from {gone}, which is gone"))
         hoststate.unlock(head.transport, cluster)
-        holder = _take(head, cluster, me)
-    if holder is not None:
-        raise _held(head, cluster, holder)
+        answer = _take(head, cluster)
+    if answer.holder is not None:
+        raise _held(head, cluster, parse_owner(answer.holder))
     try:
-        yield
+        yield answer.fresh
     finally:
         hoststate.unlock(head.transport, cluster)
 
 
-def _take(head: HostLink, cluster: str, me: Owner) -> Owner | None:
-    """None when it is ours now, else who has it."""
-    written = hoststate.lock(head.transport, cluster, json.dumps(asdict(me)).encode())
-    return None if written is None else parse_owner(written)
+def _take(head: HostLink, cluster: str) -> LockAnswer:
+    signed = json.dumps(asdict(this_run())).encode()
+    return hoststate.lock(head.transport, cluster, signed)
 
 
 def parse_owner(written: str) -> Owner:

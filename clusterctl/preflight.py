@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from clusterctl.doctor.check import Check, Finding, Verdict, run_checks
 from clusterctl.errors import PreflightFailed
 from clusterctl.facts.types import HostFacts
-from clusterctl.launch import devices_of, node_ray
+from clusterctl.launch import devices_of, expected_role, node_ray
 from clusterctl.raycluster import MIN_TOKEN_VERSION, pinned_ports, version_tuple
 from clusterctl.spec import ClusterSpec, NodeSpec
 
@@ -106,20 +106,26 @@ def _ports_are_free(one: Candidate) -> Verdict | None:
         return None
     if one.facts.listeners is None:
         return Verdict("unknown", "the ports in use cannot be listed (no ss on this host)")
-    role = "head" if one.node.name == one.spec.head else "worker"
-    wanted = {port: use for use, port in pinned_ports(node_ray(one.spec, one.node), role).items()}
-    taken = [
-        f"{listener.port} ({wanted[listener.port]}{_by(listener.process)})"
-        for listener in one.facts.listeners
-        if listener.port in wanted
-    ]
+    taken = ports_in_use(one.spec, one.node, one.facts)
     if not taken:
         return Verdict("ok", "Ray's ports are free")
     return Verdict(
         "fail",
-        f"ports that Ray needs are in use: {', '.join(dict.fromkeys(taken))}",
+        f"ports that Ray needs are in use: {', '.join(taken)}",
         "end what listens there (a stray Ray: ray stop), or choose other ports under `ray:`",
     )
+
+
+def ports_in_use(spec: ClusterSpec, node: NodeSpec, facts: HostFacts) -> tuple[str, ...]:
+    """Which of Ray's fixed ports something listens on: `6379 (GCS, used by redis-server)`."""
+    ports = pinned_ports(node_ray(spec, node), expected_role(spec, node))
+    uses = {port: use for use, port in ports.items()}
+    taken = (
+        f"{listener.port} ({uses[listener.port]}{_by(listener.process)})"
+        for listener in facts.listeners or ()
+        if listener.port in uses
+    )
+    return tuple(dict.fromkeys(taken))
 
 
 def _by(process: str | None) -> str:

@@ -84,9 +84,7 @@ class RayReport:
     error: str = ""
 
 
-def ray_start_argv(
-    node: ExpectedNode, head_address: str, ray: RaySpec, *, temp_dir: str | None = None
-) -> tuple[str, ...]:
+def ray_start_argv(node: ExpectedNode, head_address: str, ray: RaySpec) -> tuple[str, ...]:
     """`ray start` for this node, in the foreground, with every port pinned."""
     joining = _head_flags(ray) if node.role == "head" else [f"--address={head_address}:{ray.port}"]
     return (
@@ -94,7 +92,6 @@ def ray_start_argv(
         *_port_flags(ray),
         *_device_flags(node),
         *([f"--object-store-memory={ray.object_store_memory}"] if ray.object_store_memory else []),
-        *([f"--temp-dir={temp_dir}"] if temp_dir else []),
         *("--disable-usage-stats", "--block"),
     )
 
@@ -120,6 +117,15 @@ def _port_flags(ray: RaySpec) -> list[str]:
         f"--dashboard-agent-grpc-port={ray.dashboard_agent_grpc_port}",
         f"--dashboard-agent-listen-port={ray.dashboard_agent_listen_port}",
         f"--metrics-export-port={ray.metrics_export_port}",
+        *_worker_range(ray),
+    ]
+
+
+def _worker_range(ray: RaySpec) -> list[str]:
+    """Port 0: any free ones, for nodes that share a machine."""
+    if not ray.min_worker_port:
+        return []
+    return [
         f"--min-worker-port={ray.min_worker_port}",
         f"--max-worker-port={ray.max_worker_port}",
     ]
@@ -222,7 +228,9 @@ def _row(
         return row("starting", _because("Ray on the head does not answer yet", report.error))
     if not alive:
         return row(*_absent(node, report.nodes, last))
-    problem = _problem(node, alive, seen) or _odd_version(alive[0], report.nodes)
+    if len(alive) > 1:  # the one before a restart, until Ray notices that it is gone
+        return row("starting", f"{len(alive)} Ray nodes have this address")
+    problem = _problem(node, seen) or _odd_version(alive[0], report.nodes)
     return row("failed", problem) if problem else row("ready")
 
 
@@ -243,9 +251,7 @@ def _absent(node: ExpectedNode, nodes: Sequence[RayNode], last_line: str) -> tup
     return "starting", _because("has not joined Ray", last_line)
 
 
-def _problem(node: ExpectedNode, alive: Sequence[RayNode], seen: int) -> str:
-    if len(alive) > 1:
-        return f"{len(alive)} Ray nodes have this address"
+def _problem(node: ExpectedNode, seen: int) -> str:
     if seen != node.devices:
         unit = "GPUs" if node.device_kind == "gpu" else "CPU slots"
         return f"Ray shows {seen} {unit}, {node.devices} planned"

@@ -142,7 +142,7 @@ def test_a_higher_generation_replaces_the_running_one(home: Home) -> None:
 
 def test_term_ends_everything(home: Home) -> None:
     home.ask("m", SLEEPER)
-    process = home.run("--", "sh", "-c", "echo $$ > ray.pid; exec sleep 600")
+    process = home.run("--", "sh", "-c", "exec sleep 600")
     pid = home.becomes("m", "running")["pid"]
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM

@@ -1,0 +1,211 @@
+"""`up`, as a procedure: plan, lock, bring images, make nodes, see them form, check, remember."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from clusterctl import clusters, deployments, execution, formation, hoststate, images, lock, sanity
+from clusterctl.config import spec_to_dict
+from clusterctl.errors import ClusterctlError, NotReady
+from clusterctl.events import Event, Report
+from clusterctl.journal import Journal
+from clusterctl.launch import RAY_TOKEN, LaunchPlan, NodePlan
+from clusterctl.members import members
+from clusterctl.observe import Versions, look, read_back
+from clusterctl.planning import SPEC_FILE, Prospect, left_behind, prospect
+from clusterctl.preflight import judge_images, refuse
+from clusterctl.raycluster import ExpectedNode, Formation
+from clusterctl.secret import Secret
+from clusterctl.serving.records import Deployment
+from clusterctl.session import Session
+
+NODES_FILE = "nodes.json"
+TOKEN_FILE = "ray_token"
+
+Approve = Callable[[LaunchPlan, Sequence[Deployment]], None]
+"""Raises when the user does not want running deployments to end."""
+
+
+@dataclass(frozen=True)
+class Up:
+    """What `up` arrived at. `sanity` None: the check was skipped."""
+
+    plan: LaunchPlan
+    formation: Formation
+    sanity: str | None
+
+
+def plan_up(session: Session, report: Report) -> LaunchPlan:
+    """What `up` would do now. Nothing is changed, on any host."""
+    with left_behind(session, report) as leaving:
+        found = prospect(session, report, leaving)
+    _say_warnings(found, report)
+    return found.plan
+
+
+def up(session: Session, *, report: Report, approve: Approve, check_sanity: bool = True) -> Up:
+    """Bring the cluster to what its spec asks for. On any failure what this run made is undone."""
+    spec = session.spec
+    with (
+        lock.held(session.head, spec.name, report) as fresh,
+        left_behind(session, report) as leaving,
+    ):
+        found = prospect(session, report, leaving)
+        _say_warnings(found, report)
+        if found.plan.disturbed:
+            approve(found.plan, _running_deployments(session, found))
+        done = _carry_out(session, found, fresh, report, check_sanity=check_sanity)
+        _remember(session, found)
+    return done
+
+
+def _carry_out(
+    session: Session, found: Prospect, fresh: bool, report: Report, *, check_sanity: bool
+) -> Up:
+    spec, journal = session.spec, Journal()
+    try:
+        _bring_images(session, found.plan, report)
+        if found.plan.changes:
+            hoststate.remove(session.head.transport, spec.name, sanity.FILE)
+            execution.execute(spec, found, _token(session, found), journal, report)
+        formed = formation.wait(
+            session,
+            found.expected,
+            ray_port=spec.ray.port,
+            report=report,
+            timeout=spec.limits.formation_timeout,
+        )
+        _verify(session, found, report)
+        passed = _sanity(session, report) if check_sanity else None
+    except BaseException:
+        execution.undo(spec, found, journal, fresh, report)
+        raise
+    return Up(found.plan, formed, passed)
+
+
+def _say_warnings(found: Prospect, report: Report) -> None:
+    for finding in found.findings:
+        if finding.status in ("warn", "unknown"):
+            fix = f" ({finding.fix})" if finding.fix else ""
+            report(Event("warn", "preflight", finding.message + fix, finding.host))
+
+
+def _running_deployments(session: Session, found: Prospect) -> tuple[Deployment, ...]:
+    """Those that would end. They live on the head: without its container there are none."""
+    head = next(node for node in found.plan.nodes if node.expected.role == "head")
+    seen = look(session).containers.get(head.host)
+    if seen is None or seen.state != "running":
+        return ()
+    return tuple(one for one in deployments.seen(session, probe=0) if not one.ended)
+
+
+def _bring_images(session: Session, plan: LaunchPlan, report: Report) -> None:
+    """Pull where it is absent, then look into it: before any container is made or taken away."""
+    spec = session.spec
+    images.pull(session, spec.image, [node.host for node in plan.made if node.pull], report)
+    if plan.made:
+        report(Event("begin", "image", spec.image))
+        found = images.contents(session, spec.image, [node.host for node in plan.made])
+        refuse(judge_images(spec.image, found, insecure_ray=spec.ray.insecure))
+        report(Event("done", "image", spec.image))
+
+
+def _token(session: Session, found: Prospect) -> Secret | None:
+    """One token for the life of the cluster, so that a node which joins later has the same."""
+    spec, transport = session.spec, session.head.transport
+    if spec.ray.insecure:
+        return None
+    text = hoststate.read(transport, spec.name, TOKEN_FILE) or _kept_token(session, found.plan)
+    token = text.strip() if text else secrets.token_hex(32)
+    hoststate.write(transport, spec.name, TOKEN_FILE, token.encode())
+    return Secret(token)
+
+
+def _kept_token(session: Session, plan: LaunchPlan) -> str | None:
+    """From a node that stays, where the head's directory was lost."""
+    for node in plan.nodes:
+        if node.action == "keep" and node.existing_id is not None:
+            runtime = session.link(node.host).runtime
+            data = runtime.read_file(node.existing_id, f"{runtime.home}/{RAY_TOKEN}")
+            if data is not None:
+                return data.decode()
+    return None
+
+
+def _verify(session: Session, found: Prospect, report: Report) -> None:
+    """What Ray's processes really run with is what was asked for, and the same everywhere."""
+    planned = {node.host: node for node in found.plan.nodes if node.container is not None}
+    names = sorted({name for node in planned.values() for name in _environment(node)})
+    seen = read_back(session, look(session), names)
+    for host, node in planned.items():
+        if host not in seen:
+            raise NotReady("its container does not answer", host=host, hint=_hint(host))
+        _verify_environment(host, _environment(node), seen[host], report)
+    _verify_versions(seen)
+
+
+def _environment(node: NodePlan) -> Mapping[str, str]:
+    return node.container.env if node.container else {}
+
+
+def _verify_environment(
+    host: str, wanted: Mapping[str, str], seen: Versions, report: Report
+) -> None:
+    if seen.environment is None:
+        report(Event("warn", "verify", "the environment of its Ray could not be read back", host))
+        return
+    wrong = [name for name, value in wanted.items() if seen.environment.get(name) != value]
+    if wrong:
+        said = ", ".join(f"{name}={seen.environment.get(name)}" for name in wrong)
+        raise NotReady(f"its Ray runs with {said}", host=host, hint=_hint(host))
+
+
+def _verify_versions(seen: Mapping[str, Versions]) -> None:
+    found = {host: f"Ray {one.ray} on Python {one.python}" for host, one in seen.items()}
+    if len(set(found.values())) > 1:
+        said = "; ".join(f"{host}: {versions}" for host, versions in found.items())
+        raise NotReady(f"the nodes run different versions: {said}", hint="one image for all hosts")
+
+
+def _hint(host: str) -> str:
+    return f"clusterctl logs --hosts {host}"
+
+
+def _sanity(session: Session, report: Report) -> str:
+    """Not again where it passed on exactly these containers."""
+    nodes = members(session)
+    record = sanity.recorded(session)
+    if record is not None and record.covers(nodes):
+        report(Event("note", "sanity", f"passed before on these containers: {record.summary}"))
+        return record.summary
+    return sanity.check(session, nodes, report=report).summary()
+
+
+def _remember(session: Session, found: Prospect) -> None:
+    """On the head for whoever adopts the cluster, here for the next command."""
+    _write_json(session, SPEC_FILE, spec_to_dict(session.spec))
+    _write_json(session, NODES_FILE, [asdict(node) for node in found.expected])
+    clusters.save_current(session.spec)
+
+
+def _write_json(session: Session, name: str, content: object) -> None:
+    data = json.dumps(content, indent=2).encode()
+    hoststate.write(session.head.transport, session.spec.name, name, data)
+
+
+def remembered_nodes(session: Session) -> tuple[ExpectedNode, ...] | None:
+    """The nodes as the last `up` formed them; None when there was none."""
+    text = hoststate.read(session.head.transport, session.spec.name, NODES_FILE)
+    return None if text is None else tuple(ExpectedNode(**node) for node in json.loads(text))
+
+
+def refusal(plan: LaunchPlan, running: Sequence[Deployment]) -> ClusterctlError:
+    names = ", ".join(one.name for one in running)
+    nodes = ", ".join(f"{node.expected.name} ({node.reason})" for node in plan.disturbed)
+    return ClusterctlError(
+        f"this would end deployment {names}: {nodes}",
+        hint="clusterctl up --yes to do it all the same",
+    )

@@ -1,0 +1,51 @@
+"""clusterctl down: end the cluster, and prove it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clusterctl import console
+from clusterctl.options import ClusterName, ConfigFile, Json, load_spec
+
+
+def down(
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove the state on the hosts too: token, caches.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """End deployments, Ray and all containers of the cluster, and see that none is left."""
+    from clusterctl import teardown
+    from clusterctl.errors import ClusterctlError
+    from clusterctl.session import Session
+
+    spec = load_spec(config=config, cluster=cluster)
+    with (
+        console.progress() as report,
+        Session.connect(spec, report=report, partial=True) as session,
+    ):
+        done = teardown.down(session, purge=purge, report=report)
+    for host, ports in done.ports.items():
+        raise ClusterctlError(
+            f"no container of {spec.name} is left, but ports are in use: {', '.join(ports)}",
+            host=host,
+            hint="another Ray runs there; it is not this cluster's",
+        )
+    count = sum(map(len, done.removed.values()))
+    if as_json:
+        removed = {host: list(names) for host, names in done.removed.items()}
+        console.json(
+            {
+                "schema_version": console.SCHEMA_VERSION,
+                "cluster": spec.name,
+                "removed": removed,
+                "purged": purge,
+            }
+        )
+        return
+    state = ", state removed" if purge else ""
+    console.line(f"{spec.name}: down; {count} containers removed, none left, ports free{state}")

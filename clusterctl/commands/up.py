@@ -1,0 +1,192 @@
+"""clusterctl up: from hosts to a verified cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterctl import console
+from clusterctl.errors import ConfigError
+from clusterctl.options import (
+    AcceptNewHostKeys,
+    ClusterName,
+    ClusterTitle,
+    ConfigFile,
+    Devices,
+    DryRun,
+    Head,
+    Image,
+    Json,
+    SshConfig,
+    Timeout,
+    Workers,
+    Yes,
+    load_spec,
+)
+
+if TYPE_CHECKING:
+    from clusterctl.cluster import Approve, Up
+    from clusterctl.launch import LaunchPlan
+    from clusterctl.serving.records import Deployment
+    from clusterctl.spec import ClusterSpec, DevicesSpec
+
+
+def up(
+    head: Head = None,
+    worker: Workers = None,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    name: ClusterTitle = None,
+    image: Image = None,
+    devices: Devices = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_keys: AcceptNewHostKeys = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="On this machine, without SSH and Docker.")
+    ] = False,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, max=64, metavar="N", help="With --local: how many nodes."),
+    ] = None,
+    no_sanity: Annotated[
+        bool, typer.Option("--no-sanity", help="Skip the collective check at the end.")
+    ] = False,
+    insecure_ray: Annotated[
+        bool, typer.Option("--insecure-ray", help="Run Ray without token authentication.")
+    ] = False,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Form the cluster, or bring it to what its file says now; keep what is right already.
+
+    \b
+      clusterctl up --head gpu01 --worker gpu02
+      clusterctl up --dry-run
+      clusterctl up --local --nodes 2
+    """
+    from clusterctl import cluster as acting
+    from clusterctl.session import Session
+
+    if local:
+        spec = local_spec(name or cluster, nodes, devices)
+    else:
+        if nodes is not None:
+            raise ConfigError("--nodes belongs to --local", hint="name hosts with --worker")
+        spec = load_spec(
+            config=config,
+            cluster=cluster,
+            head=head,
+            workers=worker,
+            name=name,
+            image=image,
+            devices=devices,
+            ssh_config=ssh_config,
+            accept_new_host_keys=accept_new_host_keys,
+        )
+    spec = adjusted(spec, insecure_ray, timeout)
+    with console.progress() as report, Session.connect(spec, report=report) as session:
+        if dry_run:
+            planned = acting.plan_up(session, report)
+        else:
+            done = acting.up(
+                session, report=report, approve=approval(yes), check_sanity=not no_sanity
+            )
+    if dry_run:
+        show_plan(planned, as_json)
+        return
+    show(spec, done, as_json)
+    console.timeline(report.stages)
+
+
+def local_spec(name: str | None, count: int | None, devices: str | None) -> ClusterSpec:
+    from clusterctl import clusters, localspec
+
+    name = name or localspec.NAME
+    saved = any(one.name == name for one in clusters.saved())
+    known = load_spec(cluster=name) if saved else None
+    return localspec.local_spec(name, known, count, parsed_devices(devices))
+
+
+def parsed_devices(text: str | None) -> DevicesSpec | None:
+    """`cpu:2` as a cluster on hosts reads it."""
+    if text is None:
+        return None
+    from clusterctl import config as configuration
+
+    flags = configuration.Flags(head="localhost", devices=text)
+    return configuration.load_flags(flags).spec.devices
+
+
+def adjusted(spec: ClusterSpec, insecure_ray: bool, timeout: float | None) -> ClusterSpec:
+    if insecure_ray:
+        spec = replace(spec, ray=replace(spec.ray, insecure=True))
+    if timeout is not None:
+        spec = replace(spec, limits=replace(spec.limits, formation_timeout=timeout))
+    return spec
+
+
+def approval(yes: bool) -> Approve:
+    """Ends running deployments only after naming them."""
+    from clusterctl.cluster import refusal
+
+    def approve(plan: LaunchPlan, running: Sequence[Deployment]) -> None:
+        if not running or yes:
+            return
+        refused = refusal(plan, running)
+        if not console.confirm(f"{refused.message}. Go on?"):
+            raise refused
+
+    return approve
+
+
+def show_plan(plan: LaunchPlan, as_json: bool) -> None:
+    from clusterctl.containers import docker_run_line
+
+    lines = {
+        node.expected.name: docker_run_line(node.container)
+        for node in plan.nodes
+        if node.container is not None
+    }
+    if as_json:
+        console.json(plan_document(plan, lines.get))
+        return
+    console.plan(plan, lines)
+
+
+def plan_document(plan: LaunchPlan, line_of: Callable[[str], str | None]) -> dict[str, Any]:
+    return {
+        "schema_version": console.SCHEMA_VERSION,
+        "cluster": plan.cluster,
+        "nodes": [
+            {
+                "name": node.expected.name,
+                "address": node.expected.address,
+                "role": node.expected.role,
+                "action": node.action,
+                "reason": node.reason,
+                "pull": node.pull,
+                "docker_run": line_of(node.expected.name),
+            }
+            for node in plan.nodes
+        ],
+    }
+
+
+def show(spec: ClusterSpec, done: Up, as_json: bool) -> None:
+    if as_json:
+        document = plan_document(done.plan, lambda _: None)
+        nodes = [
+            {key: value for key, value in node.items() if key != "docker_run"}
+            for node in document["nodes"]
+        ]
+        console.json({**document, "nodes": nodes, "verified": True, "sanity": done.sanity})
+        return
+    console.formation(done.formation)
+    checked = f"sanity passed: {done.sanity}" if done.sanity else "sanity skipped"
+    count = f"{done.formation.ready}/{len(done.formation.nodes)} nodes"
+    console.line(f"{spec.name}: {count} verified, {checked}")

@@ -1,0 +1,174 @@
+"""Look at all hosts and say what `up` would do: facts, findings, plan. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from clusterctl import hoststate
+from clusterctl.config import spec_from_dict
+from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
+from clusterctl.doctor.check import Finding
+from clusterctl.errors import PreflightFailed
+from clusterctl.events import Event, Report
+from clusterctl.facts.types import HostFacts
+from clusterctl.launch import LaunchPlan, Place, expected_nodes, model_directories, plan
+from clusterctl.links import HostLink
+from clusterctl.network import Chosen, ChosenAddress, choose_addresses, warnings
+from clusterctl.preflight import Candidate, preflight, refuse
+from clusterctl.raycluster import ExpectedNode
+from clusterctl.runtime import SeenContainer
+from clusterctl.session import Session, results
+from clusterctl.spec import ClusterSpec
+
+SPEC_FILE = "spec.json"
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What `up` would do. `links` reaches every host of the plan; `fresh` are the hosts that have
+    no directory for this cluster yet."""
+
+    plan: LaunchPlan
+    expected: tuple[ExpectedNode, ...]
+    findings: tuple[Finding, ...]
+    links: Mapping[str, HostLink]
+    places: Mapping[str, Place]
+    fresh: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Host:
+    survey: hoststate.Survey
+    containers: tuple[SeenContainer, ...] = ()
+    image_present: bool = False
+
+
+def prospect(session: Session, report: Report, leaving: Session | None) -> Prospect:
+    """Raises PreflightFailed with every failure of every host."""
+    spec = session.spec
+    report(Event("begin", "facts"))
+    facts = session.facts()
+    hosts = results(session.each(lambda link: _look(spec, link, facts[link.name])))
+    report(Event("done", "facts", f"{len(facts)} hosts"))
+    findings, chosen = _judge(spec, facts, hosts)
+    refuse(findings)
+    places = {
+        node.name: _place(spec, session.link(node.name), facts[node.name], hosts, chosen)
+        for node in spec.nodes
+    }
+    return Prospect(
+        plan=plan(spec, places, _left(spec, leaving)),
+        expected=expected_nodes(spec, places),
+        findings=tuple(findings),
+        links={**session.links, **(leaving.links if leaving else {})},
+        places=places,
+        fresh=frozenset(name for name, host in hosts.items() if not host.survey.exists),
+    )
+
+
+def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
+    survey = hoststate.survey(link.transport, spec.name, model_directories(spec))
+    if spec.runtime == "docker" and facts.docker.error is not None:
+        return _Host(survey)
+    return _Host(
+        survey,
+        tuple(link.runtime.containers({LABEL_CLUSTER: spec.name})),
+        link.runtime.image_id(spec.image) is not None,
+    )
+
+
+def _judge(
+    spec: ClusterSpec, facts: Mapping[str, HostFacts], hosts: Mapping[str, _Host]
+) -> tuple[list[Finding], Chosen]:
+    findings = preflight(
+        Candidate(
+            spec,
+            node,
+            facts[node.name],
+            occupied=_occupied(node.name, facts[node.name], hosts[node.name]),
+            missing_directories=hosts[node.name].survey.missing,
+        )
+        for node in spec.nodes
+    )
+    try:
+        chosen = _addresses(spec, facts)
+    except PreflightFailed as error:
+        failed = Finding("network.address", error.host, "fail", error.message, error.hint)
+        return [*findings, failed], {}
+    for warning in warnings(chosen, facts):
+        findings.append(
+            Finding("network.address", warning.host, "warn", warning.message, warning.hint)
+        )
+    return findings, chosen
+
+
+def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
+    """Whether the ports in use may be our own. A Docker that is stopped hides its containers."""
+    ours = any(one.labels.get(LABEL_NODE) == name for one in host.containers)
+    return ours or facts.docker.error is not None
+
+
+def _addresses(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> Chosen:
+    if spec.runtime == "process":
+        return {
+            node.name: ChosenAddress(node.cluster_address or "127.0.0.1", "lo", "this machine")
+            for node in spec.nodes
+        }
+    return choose_addresses(spec, facts)
+
+
+def _place(
+    spec: ClusterSpec,
+    link: HostLink,
+    facts: HostFacts,
+    hosts: Mapping[str, _Host],
+    chosen: Chosen,
+) -> Place:
+    host = hosts[link.name]
+    return Place(
+        facts=facts,
+        address=chosen[link.name].address,
+        interface=chosen[link.name].interface,
+        home=link.runtime.home,
+        state_dir=hoststate.path_for(facts.host, spec.name),
+        containers=host.containers,
+        image_present=host.image_present,
+    )
+
+
+# --- nodes that left the cluster's file ----------------------------------------------------------
+
+
+@contextmanager
+def left_behind(session: Session, report: Report) -> Iterator[Session | None]:
+    """Links to the hosts that the last `up` used and the spec does not name any more."""
+    spec = session.spec
+    said = hoststate.read(session.head.transport, spec.name, SPEC_FILE)
+    gone = _gone(spec, spec_from_dict(json.loads(said))) if said else None
+    if gone is None or spec.runtime == "process":
+        yield None
+        return
+    names = [node.name for node in gone.nodes if node.name not in {n.name for n in spec.nodes}]
+    with Session.connect(gone, names=names, report=report, partial=True) as leaving:
+        for name, error in leaving.failures.items():
+            text = f"left the cluster, but its container may still run: {error.message}"
+            report(Event("warn", "connect", text, name))
+        yield leaving
+
+
+def _gone(spec: ClusterSpec, former: ClusterSpec) -> ClusterSpec | None:
+    """The former spec, reached by what is said of ssh now, if nodes of it are gone."""
+    named = {node.name for node in spec.nodes}
+    if all(node.name in named for node in former.nodes):
+        return None
+    return replace(former, ssh=spec.ssh, limits=spec.limits)
+
+
+def _left(spec: ClusterSpec, leaving: Session | None) -> dict[str, Sequence[SeenContainer]]:
+    if leaving is None:
+        return {}
+    labels = {LABEL_CLUSTER: spec.name}
+    return {**results(leaving.each(lambda link: link.runtime.containers(labels)))}

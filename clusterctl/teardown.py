@@ -1,0 +1,90 @@
+"""`down`: end a cluster, and prove that nothing of it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from clusterctl import hoststate, lock
+from clusterctl.containers import LABEL_CLUSTER
+from clusterctl.errors import ClusterctlError, Unreachable
+from clusterctl.events import Event, Report
+from clusterctl.execution import take_down
+from clusterctl.facts.types import HostFacts
+from clusterctl.links import HostLink
+from clusterctl.preflight import ports_in_use
+from clusterctl.session import Session, all_failures, results
+from clusterctl.spec import ClusterSpec
+
+
+@dataclass(frozen=True)
+class Down:
+    """`removed`: the containers' names by host. `ports`: what still listens on Ray's ports there,
+    though no container of ours is left."""
+
+    removed: Mapping[str, tuple[str, ...]]
+    ports: Mapping[str, tuple[str, ...]]
+
+
+def down(session: Session, *, purge: bool, report: Report) -> Down:
+    """On every host that can be reached; then raises Unreachable for those that cannot."""
+    spec = session.spec
+    with _locked(session, report):
+        removed = results(session.each(lambda link: _remove_all(spec, link, report)))
+        results(session.each(lambda link: _prove(spec, link)))
+        ports = _still_listening(spec, session.facts())
+        if purge:
+            results(session.each(lambda link: hoststate.purge(link.transport, spec.name)))
+    if session.failures:
+        raise _out_of_reach(session)
+    return Down(removed, ports)
+
+
+@contextmanager
+def _locked(session: Session, report: Report) -> Iterator[None]:
+    """A head that is gone holds no lock: the other hosts are cleared all the same."""
+    if session.spec.head in session.failures:
+        report(Event("warn", "lock", "not taken: the head cannot be reached"))
+        yield
+        return
+    with lock.held(session.head, session.spec.name, report):
+        yield
+
+
+def _remove_all(spec: ClusterSpec, link: HostLink, report: Report) -> tuple[str, ...]:
+    seen = link.runtime.containers({LABEL_CLUSTER: spec.name})
+    for container in seen:
+        report(Event("begin", "remove", container.name, link.name))
+        take_down(link, container.id)
+    report(Event("done", "remove", f"{len(seen)} containers", link.name))
+    return tuple(container.name for container in seen)
+
+
+def _prove(spec: ClusterSpec, link: HostLink) -> None:
+    left = link.runtime.containers({LABEL_CLUSTER: spec.name})
+    if left:
+        names = ", ".join(container.name for container in left)
+        raise ClusterctlError(f"still there after its removal: {names}", host=link.name)
+
+
+def _still_listening(
+    spec: ClusterSpec, facts: Mapping[str, HostFacts]
+) -> dict[str, tuple[str, ...]]:
+    in_use = {
+        node.name: ports_in_use(spec, node, facts[node.name])
+        for node in spec.nodes
+        if node.name in facts
+    }
+    return {name: ports for name, ports in in_use.items() if ports}
+
+
+def _out_of_reach(session: Session) -> ClusterctlError:
+    cause = all_failures(session.failures)
+    names = ", ".join(session.failures)
+    return Unreachable(
+        f"{cause.message}\nthe containers of {session.spec.name} on {names} may still run; "
+        "all other hosts are clear",
+        host=names,
+        hint="clusterctl down again, once it can be reached",
+    )
