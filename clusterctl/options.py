@@ -33,6 +33,10 @@ ConfigFile = Annotated[
         "--config", "-f", metavar="FILE", help="cluster.yaml to read.", show_default=False
     ),
 ]
+ConfigFileLong = Annotated[  # where -f means something else
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="cluster.yaml to read.", show_default=False),
+]
 ClusterName = Annotated[
     str | None,
     typer.Option(
