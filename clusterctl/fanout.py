@@ -53,6 +53,7 @@ class _Work(Generic[T]):
         except ClusterctlError as error:
             return Failed(name, error)
         except BaseException as error:  # noqa: BLE001  (raised again where the caller waits)
+            self.pending.clear()
             return error
 
 
@@ -65,9 +66,9 @@ def fan_out(names: Iterable[str], call: Callable[[str], T], *, limit: int) -> di
     """
     order = list(names)
     work = _Work(order, call)
-    for _ in range(min(limit, len(order))):
-        threading.Thread(target=work.run, daemon=True).start()
     try:
+        for _ in range(min(limit, len(order))):
+            threading.Thread(target=work.run, daemon=True).start()
         outcomes = dict(_collect(work, len(order)))
     finally:
         work.pending.clear()

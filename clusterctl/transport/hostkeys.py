@@ -113,9 +113,8 @@ def speaking_of(entries: Iterable[KnownHost], host: str, port: int) -> list[Know
     entries = list(entries)
     exact = [entry for entry in entries if entry.speaks_of(name_in_file(host, port))]
     plain = [entry for entry in entries if entry.speaks_of(host.lower())]
-    if not exact:
-        return plain
-    return exact + [e for e in plain if e.marker == "@revoked" and e not in exact]
+    settled = any(entry.marker != "@revoked" for entry in exact)
+    return exact + [e for e in plain if e not in exact and (e.marker == "@revoked" or not settled)]
 
 
 def judge(entries: Iterable[KnownHost], host: str, port: int, key: HostKey) -> Judgement:
