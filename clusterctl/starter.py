@@ -45,7 +45,11 @@ devices: {devices}
 # How the nodes reach each other. {network}
 # network:
 #   subnet: {subnet}
-"""
+{ssh}"""
+
+_SSH = """
+# Files on this machine, for reaching the hosts.
+{section}"""
 
 
 def starter(
@@ -63,7 +67,14 @@ def starter(
         devices=_devices(facts.values()),
         network=network,
         subnet=subnet,
+        ssh=_ssh(spec),
     )
+
+
+def _ssh(spec: ClusterSpec) -> str:
+    if spec.ssh.config is None:
+        return ""
+    return _SSH.format(section=dump_document({"ssh": {"config": spec.ssh.config}}))
 
 
 def _host(node: NodeSpec, known: str) -> str:

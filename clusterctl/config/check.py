@@ -60,7 +60,7 @@ def _contradictions(cluster: schema.Cluster) -> Iterator[Problem]:
         )
     yield from _repeated(names, "name", "the host name {} is given twice")
     if cluster.runtime == "docker":
-        doors = [f"{host.address} port {host.port or 22}" for host in cluster.hosts]
+        doors = [f"{host.door} port {host.port or 22}" for host in cluster.hosts]
         yield from _repeated(doors, "address", "two hosts have the address {}")
     addresses = [host.cluster_address for host in cluster.hosts]
     yield from _repeated(addresses, "cluster_address", "two hosts have the cluster address {}")

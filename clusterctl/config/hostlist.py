@@ -68,5 +68,4 @@ def expand_entry(entry: str | Mapping[str, object]) -> Iterator[dict[str, object
                 f"{key} {entry[key]!r} stands for {len(values)} hosts, not for {count}"
             )
     for index in range(count):
-        host = {**entry, **{key: values[index] for key, values in ranged.items()}}
-        yield {"address": host["name"], **host} if "name" in host else host
+        yield {**entry, **{key: values[index] for key, values in ranged.items()}}

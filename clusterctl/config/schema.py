@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema
@@ -105,6 +106,8 @@ Proxy = Annotated[str, Field(pattern=ADDRESS), AfterValidator(_no_password)]
 IpAddress = Annotated[str, AfterValidator(_ip_address)]
 Variable = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_no_secret_variable)]
 VariableText = Annotated[str, BeforeValidator(_environment_text), Field(pattern=VALUE)]
+# When the values are checked, ranges are expanded; whoever reads the JSON Schema still has them.
+RANGES = WithJsonSchema({"type": "string"})
 Environment = dict[Variable, VariableText]
 
 
@@ -173,9 +176,9 @@ class Devices(ShortForm):
 class Host(ShortForm):
     """[USER@]HOST[:PORT], or a mapping."""
 
-    name: Name
+    name: Annotated[Name, RANGES]
     """What people type and see. A range such as gpu[01-16] stands for many hosts."""
-    address: Address
+    address: Annotated[Address, RANGES] | None = None
     """Where SSH goes: a name, an address or an alias of ~/.ssh/config. Default: the name."""
     user: Address | None = None
     port: Port | None = None
@@ -193,8 +196,14 @@ class Host(ShortForm):
         return parse_host(text)
 
     def spec(self) -> NodeSpec:
-        fields = {key: getattr(self, key) for key in type(self).model_fields if key != "devices"}
-        return NodeSpec(**fields, devices=self.devices.make(DevicesSpec) if self.devices else None)
+        fields = {key: getattr(self, key) for key in type(self).model_fields}
+        fields["address"] = self.door
+        fields["devices"] = self.devices.make(DevicesSpec) if self.devices else None
+        return NodeSpec(**fields)
+
+    @property
+    def door(self) -> str:
+        return self.address or self.name
 
 
 class Network(Section):

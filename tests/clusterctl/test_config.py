@@ -232,7 +232,7 @@ REFUSED = {
     ),
     "a host without a name": (
         "hosts:\n- name: a\n- user: b",
-        "cluster.yaml:3: hosts[1].name is missing\ncluster.yaml:3: hosts[1].address is missing",
+        "cluster.yaml:3: hosts[1].name is missing",
         None,
     ),
     "a host that is a number": (
@@ -654,6 +654,13 @@ class TestJsonSchema:
         assert isinstance(definitions, dict)
         for name in ("Host", "Devices"):
             assert definitions[name]["anyOf"][0] == {"type": "string"}
+
+    def test_a_host_needs_a_name_alone_and_may_be_a_range(self) -> None:
+        definitions = schema.json_schema()["$defs"]
+        assert isinstance(definitions, dict)
+        host = definitions["Host"]["anyOf"][1]
+        assert host["required"] == ["name"]
+        assert "pattern" not in host["properties"]["name"]
 
     def test_every_pattern_has_words(self) -> None:
         patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(schema.json_schema()))

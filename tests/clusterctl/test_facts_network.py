@@ -168,7 +168,7 @@ State  Recv-Q Send-Q Local Address:Port  Peer Address:Port Process
 LISTEN 0      128          0.0.0.0:22         0.0.0.0:*    users:(("sshd",pid=1,fd=3))
 LISTEN 0      4096   127.0.0.53%lo:53         0.0.0.0:*    users:(("systemd-resolve",pid=9,fd=14))
 LISTEN 0      511                *:6379             *:*
-LISTEN 0      511           [::1]:8265          [::]:*    users:(("ray: a b",pid=7,fd=1),("x",pid=8))
+LISTEN 0      511           [::1]:8265          [::]:*    users:(("ray: a b",pid=7),("x",pid=8))
 """
     assert parse_ss(text) == (
         Listener("0.0.0.0", 22, "sshd"),

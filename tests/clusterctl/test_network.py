@@ -16,7 +16,7 @@ from clusterctl.facts.types import (
     HostInfo,
     Interface,
 )
-from clusterctl.network import AddressWarning, candidates, choose_addresses, warnings
+from clusterctl.network import AddressWarning, warnings, candidates, choose_addresses
 from clusterctl.spec import ClusterSpec, NetworkSpec, NodeSpec
 
 LO = Interface("lo", True, (Address("127.0.0.1", 8),), 65536, None, "00:00:00:00:00:00")
