@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from clusterctl import hoststate
+from clusterctl import hoststate, network
 from clusterctl.config import spec_from_dict
 from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
 from clusterctl.doctor.check import Finding
@@ -16,7 +16,6 @@ from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.launch import LaunchPlan, Place, expected_nodes, model_directories, plan
 from clusterctl.links import HostLink
-from clusterctl.network import Chosen, ChosenAddress, choose_addresses, warnings
 from clusterctl.preflight import Candidate, preflight, refuse
 from clusterctl.raycluster import ExpectedNode
 from clusterctl.runtime import SeenContainer
@@ -82,7 +81,7 @@ def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
 
 def _judge(
     spec: ClusterSpec, facts: Mapping[str, HostFacts], hosts: Mapping[str, _Host]
-) -> tuple[list[Finding], Chosen]:
+) -> tuple[list[Finding], network.Chosen]:
     findings = preflight(
         Candidate(
             spec,
@@ -98,7 +97,7 @@ def _judge(
     except PreflightFailed as error:
         failed = Finding("network.address", error.host, "fail", error.message, error.hint)
         return [*findings, failed], {}
-    for warning in warnings(chosen, facts):
+    for warning in network.warnings(chosen, facts):
         findings.append(
             Finding("network.address", warning.host, "warn", warning.message, warning.hint)
         )
@@ -111,13 +110,15 @@ def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
     return ours or facts.docker.error is not None
 
 
-def _addresses(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> Chosen:
+def _addresses(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> network.Chosen:
     if spec.runtime == "process":
         return {
-            node.name: ChosenAddress(node.cluster_address or "127.0.0.1", "lo", "this machine")
+            node.name: network.ChosenAddress(
+                node.cluster_address or "127.0.0.1", "lo", "this machine"
+            )
             for node in spec.nodes
         }
-    return choose_addresses(spec, facts)
+    return network.choose_addresses(spec, facts)
 
 
 def _place(
@@ -125,7 +126,7 @@ def _place(
     link: HostLink,
     facts: HostFacts,
     hosts: Mapping[str, _Host],
-    chosen: Chosen,
+    chosen: network.Chosen,
 ) -> Place:
     host = hosts[link.name]
     return Place(
