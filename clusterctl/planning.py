@@ -97,7 +97,7 @@ def _judge(
     except PreflightFailed as error:
         failed = Finding("network.address", error.host, "fail", error.message, error.hint)
         return [*findings, failed], {}
-    for warning in network.warnings(chosen, facts):
+    for warning in network.address_warnings(chosen, facts):
         findings.append(
             Finding("network.address", warning.host, "warn", warning.message, warning.hint)
         )
