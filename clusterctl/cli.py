@@ -45,7 +45,7 @@ class Entry:
 COMMANDS: Mapping[str, Entry] = {
     "up": Entry(
         "clusterctl.commands.up:up",
-        "Form the cluster, or bring it to what its file says now.",
+        "Form the cluster, or bring it to what its file says now; keep what is right already.",
         CLUSTER,
     ),
     "status": Entry(
@@ -53,14 +53,14 @@ COMMANDS: Mapping[str, Entry] = {
         "Show every node and deployment as seen now, and whether all is verified.",
         CLUSTER,
     ),
-    "down": Entry(
-        "clusterctl.commands.down:down",
-        "End the cluster, and see that none of it is left.",
-        CLUSTER,
-    ),
     "sanity": Entry(
         "clusterctl.commands.sanity:sanity",
         "Check collectives over all devices, and name the rank that does not answer.",
+        CLUSTER,
+    ),
+    "down": Entry(
+        "clusterctl.commands.down:down",
+        "End deployments, Ray and all containers of the cluster, and see that none is left.",
         CLUSTER,
     ),
     "serve": Entry(
@@ -78,10 +78,14 @@ COMMANDS: Mapping[str, Entry] = {
         "End a deployment, and prove that nothing of it is left.",
         MODELS,
     ),
-    "logs": Entry("clusterctl.commands.logs:logs", "Show what all nodes print, merged.", NODES),
+    "logs": Entry(
+        "clusterctl.commands.logs:logs",
+        "Show the nodes' logs, merged behind each node's name.",
+        NODES,
+    ),
     "exec": Entry(
         "clusterctl.commands.exec:exec_",
-        "Run a command in a node's container.",
+        "Run a command in a node's container; its exit code becomes ours.",
         NODES,
         passthrough=True,
     ),

@@ -39,6 +39,14 @@ def test_every_command_is_documented(name: str) -> None:
     assert f"## clusterctl {name}\n" in (ROOT / "docs" / "cli.md").read_text()
 
 
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_no_two_options_of_a_command_share_a_name(name: str) -> None:
+    command = cli.load(name)
+    for one in [command, *getattr(command, "commands", {}).values()]:
+        names = [word for param in one.params for word in (*param.opts, *param.secondary_opts)]
+        assert sorted(names) == sorted(set(names))
+
+
 def test_every_command_file_is_in_the_table() -> None:
     files = {path.stem for path in (ROOT / "clusterctl" / "commands").glob("[a-z]*.py")}
     modules = {entry.target.partition(":")[0] for entry in cli.COMMANDS.values()}

@@ -23,7 +23,7 @@ def exec_(
             autocompletion=completion.hosts,
         ),
     ],
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
     config: ConfigFile = None,
     cluster: ClusterName = None,
 ) -> None:

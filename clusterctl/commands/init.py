@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,13 +12,17 @@ from clusterctl import console
 from clusterctl.errors import ConfigError
 from clusterctl.options import AcceptNewHostKeys, ClusterTitle, SshConfig, split_commas
 
+if TYPE_CHECKING:
+    from clusterctl.spec import ClusterSpec
+
 FILE = Path("cluster.yaml")
+EXAMPLE = ["gpu01", "gpu02"]
 
 
 def init(
     hosts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[HOST]...", help="The head first.", show_default=False),
+        typer.Argument(metavar="HOST", help="The head first.", show_default=False),
     ] = None,
     name: ClusterTitle = None,
     ssh_config: SshConfig = None,
@@ -28,32 +33,43 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a cluster.yaml.")] = False,
 ) -> None:
     """Write a commented cluster.yaml from what the hosts say about themselves."""
-    from clusterctl import config as configuration
-    from clusterctl import starter
-    from clusterctl.session import Session
-
     if FILE.exists() and not force:
         raise ConfigError(f"{FILE} is there already", hint="clusterctl init --force replaces it")
-    head, *workers = split_commas(hosts) or ["gpu01", "gpu02"]
-    spec = configuration.load_flags(
-        configuration.Flags(
-            head=head,
-            workers=tuple(workers),
-            name=name,
-            ssh_config=ssh_config,
-            accept_new_host_keys=accept_new_host_keys,
-        )
-    ).spec
-    if offline or not hosts:
-        text = starter.starter(spec, {}, {})
-    else:
-        with (
-            console.progress() as report,
-            Session.connect(spec, report=report, partial=True) as session,
-        ):
-            text = starter.starter(spec, session.facts(), session.failures)
-            failures = session.failures
-        for failure in failures.values():
-            console.warn(f"{failure.host}: {failure.message}")
+    head, *workers = split_commas(hosts) or EXAMPLE
+    spec = _asked(head, workers, name, ssh_config, accept_new_host_keys)
+    text = _names_alone(spec) if offline or not hosts else _as_they_say(spec)
     FILE.write_text(text, encoding="utf-8")
     console.line(f"{FILE} written; next: clusterctl up")
+
+
+def _asked(
+    head: str, workers: Sequence[str], name: str | None, ssh_config: str | None, trust_new: bool
+) -> ClusterSpec:
+    from clusterctl.config import Flags, load_flags
+
+    flags = Flags(
+        head=head,
+        workers=tuple(workers),
+        name=name,
+        ssh_config=ssh_config,
+        accept_new_host_keys=trust_new,
+    )
+    return load_flags(flags).spec
+
+
+def _names_alone(spec: ClusterSpec) -> str:
+    from clusterctl.starter import starter
+
+    return starter(spec, {}, {})
+
+
+def _as_they_say(spec: ClusterSpec) -> str:
+    """A host that cannot be reached is written down with the reason."""
+    from clusterctl.session import Session
+    from clusterctl.starter import starter
+
+    with console.progress() as report, Session.connect(spec, report=report, partial=True) as hosts:
+        text = starter(spec, hosts.facts(), hosts.failures)
+    for failure in hosts.failures.values():
+        console.warn(f"{failure.host}: {failure.message}")
+    return text

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from clusterctl import console
-from clusterctl.options import ClusterName, ConfigFile, Hosts, load_spec
+from clusterctl.options import ClusterName, ConfigFileLong, Hosts, load_spec
 
 
 def logs(
     deployment: Annotated[
         str | None,
-        typer.Argument(metavar="[DEPLOYMENT]", help="Only what this deployment printed."),
+        typer.Argument(metavar="DEPLOYMENT", help="Only what this deployment printed."),
     ] = None,
-    config: ConfigFile = None,
+    config: ConfigFileLong = None,
     cluster: ClusterName = None,
     hosts: Hosts = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,

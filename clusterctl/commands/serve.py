@@ -29,22 +29,26 @@ def serve(
     engine_flags: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- FLAG]...", help="After --: the engine's own flags.", show_default=False
+            metavar="-- FLAG", help="After --: the engine's own flags.", show_default=False
         ),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="Of the deployment; from the model's name."),
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size.")] = ServeSpec.tp,
-    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size.")] = ServeSpec.pp,
+    tp: Annotated[
+        int, typer.Option("--tp", metavar="N", min=1, help="Tensor parallel size.")
+    ] = ServeSpec.tp,
+    pp: Annotated[
+        int, typer.Option("--pp", metavar="N", min=1, help="Pipeline parallel size.")
+    ] = ServeSpec.pp,
     executor: Annotated[
         Literal["auto", "ray", "mp", "inproc"],
         typer.Option("--executor", help="What carries the ranks."),
     ] = ServeSpec.executor,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations.")] = (
-        ServeSpec.dtype
-    ),
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="Of weights and activations.")
+    ] = (ServeSpec.dtype),
     max_model_len: Annotated[
         int | None,
         typer.Option("--max-model-len", min=1, metavar="TOKENS", help="Longest request."),
@@ -61,7 +65,7 @@ def serve(
             "--host", metavar="ADDRESS", help="Where the API listens; the head's private address."
         ),
     ] = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = ServeSpec.port,
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535)] = ServeSpec.port,
     api_key_file: Annotated[
         Path | None,
         typer.Option(

@@ -14,7 +14,7 @@ def status(
     hosts: Hosts = None,
     as_json: Json = False,
 ) -> None:
-    """Every node and deployment as seen now, and whether the cluster is verified."""
+    """Show every node and deployment as seen now, and whether all is verified."""
     from clusterctl import status as acting
     from clusterctl.hostfilter import choose_nodes
     from clusterctl.session import Session

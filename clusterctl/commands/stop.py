@@ -14,7 +14,7 @@ def stop(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="The deployment; may be left out if there is only one."
+            metavar="NAME", help="The deployment; may be left out if there is only one."
         ),
     ] = None,
     config: ConfigFile = None,

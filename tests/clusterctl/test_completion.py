@@ -73,6 +73,13 @@ def test_tab_completes_saved_clusters(home: Path) -> None:
     assert tab("clusterctl ps --cluster s") == ["spare"]
 
 
+def test_tab_completes_hosts_of_the_line_so_far(home: Path) -> None:
+    assert tab("clusterctl logs --cluster demo --hosts gpu01,gpu0") == [
+        "gpu01,gpu02",
+        "gpu01,gpu03",
+    ]
+
+
 def test_install_completion_writes_for_the_shell(home: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clusterctl", "--install-completion", "bash"],
