@@ -69,7 +69,7 @@ def candidates(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> Sequence[Ch
     return distinct
 
 
-def warnings(chosen: Chosen, facts: Mapping[str, HostFacts]) -> Iterator[AddressWarning]:
+def address_warnings(chosen: Chosen, facts: Mapping[str, HostFacts]) -> Iterator[AddressWarning]:
     for name, choice in chosen.items():
         yield from _same_subnet_twice(name, choice, facts[name])
         yield from _name_on_loopback(name, facts[name])
