@@ -33,7 +33,7 @@ RAY_PROBE = "ray_probe.py"
 NODE_PROBE = "node_probe.py"
 RAY_TOKEN = "secrets/ray_token"
 HF_TARGET = "/root/.cache/huggingface"  # one path on every node, whatever the hosts' homes are
-LOCAL_PORT_STRIDE = 16
+LOCAL_PORTS = 64  # of one node, where several share a machine
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def node_ray(spec: ClusterSpec, node: NodeSpec) -> RaySpec:
     """Ray's ports on this node. Processes of one machine share its ports: each node has its own."""
     if spec.runtime != "process":
         return spec.ray
-    step = LOCAL_PORT_STRIDE * spec.nodes.index(node)
+    step = LOCAL_PORTS * spec.nodes.index(node)
     ray = spec.ray
     return replace(
         ray,
@@ -138,6 +138,8 @@ def node_ray(spec: ClusterSpec, node: NodeSpec) -> RaySpec:
         dashboard_agent_grpc_port=ray.dashboard_agent_grpc_port + step,
         dashboard_agent_listen_port=ray.dashboard_agent_listen_port + step,
         metrics_export_port=ray.metrics_export_port + step,
+        min_worker_port=ray.min_worker_port + step,
+        max_worker_port=ray.max_worker_port + step,
     )
 
 

@@ -3,13 +3,14 @@ and, beside whatever Ray may run here already, with ports of its own."""
 
 from __future__ import annotations
 
+import platform
 import socket
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
 from clusterctl.errors import ConfigError
-from clusterctl.launch import LOCAL_PORT_STRIDE
+from clusterctl.launch import LOCAL_PORTS
 from clusterctl.raycluster import DEFAULT_CLIENT_SERVER_PORT
 from clusterctl.spec import ClusterSpec, DevicesSpec, NodeSpec, RaySpec
 
@@ -37,6 +38,7 @@ def local_spec(
         name=name,
         nodes=tuple(_node(index, count) for index in range(count)),
         head="node1",
+        image=f"python:{platform.python_version()}",  # what runs it in place of an image
         devices=devices or (known.devices if known else DevicesSpec("cpu", 1)),
         ray=known.ray if known and len(known.nodes) >= count else free_ports(count),
         runtime="process",
@@ -58,11 +60,11 @@ def free_ports(count: int) -> RaySpec:
 
 def choose_ports(count: int, is_free: Callable[[int], bool], *, client: bool) -> RaySpec:
     """`client`: whether Ray has its client server here, which would take its default port."""
-    for base in range(FIRST_PORT, LAST_PORT, LOCAL_PORT_STRIDE):
-        block = range(base, base + count * LOCAL_PORT_STRIDE)
+    for base in range(FIRST_PORT, LAST_PORT, LOCAL_PORTS):
+        block = range(base, base + count * LOCAL_PORTS)
         if all(map(is_free, block)):
             return _ports_from(base, client)
-    raise ConfigError(f"no {count * LOCAL_PORT_STRIDE} free ports in a row for Ray")
+    raise ConfigError(f"no {count * LOCAL_PORTS} free ports in a row for Ray")
 
 
 def _ports_from(base: int, client: bool) -> RaySpec:
@@ -76,8 +78,8 @@ def _ports_from(base: int, client: bool) -> RaySpec:
         metrics_export_port=base + 6,
         dashboard_port=base + 7,
         client_server_port=base + 8 if client else DEFAULT_CLIENT_SERVER_PORT,
-        min_worker_port=0,
-        max_worker_port=0,
+        min_worker_port=base + 9,
+        max_worker_port=base + LOCAL_PORTS - 1,
     )
 
 

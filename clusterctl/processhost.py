@@ -29,7 +29,7 @@ from clusterctl.containers import ContainerFile, ContainerSpec
 from clusterctl.errors import ClusterctlError, CommandFailed, NotReady
 from clusterctl.runtime import PullProgress, SeenContainer, State
 from clusterctl.spec import NodeSpec
-from clusterctl.transport.base import DEFAULT_TIMEOUT_S, Result
+from clusterctl.transport.base import DEFAULT_TIMEOUT_S, Result, shell_line
 
 MARK = "RAY_TMPDIR"  # Ray's sockets need a short path; ours is unique to the node
 POLL_S = 0.1
@@ -312,6 +312,12 @@ class ProcessHost:
         draft = self.root / ".container.json"
         draft.write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
         draft.replace(self.root / "container.json")
+
+
+def process_line(spec: ContainerSpec) -> str:
+    """What is run in place of a container, for people."""
+    settings = [f"{name}={value}" for name, value in spec.env.items()]
+    return shell_line(["env", *settings, *spec.command])
 
 
 def environment(own: Mapping[str, str], scratch: str | None) -> dict[str, str]:

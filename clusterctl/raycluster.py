@@ -117,15 +117,6 @@ def _port_flags(ray: RaySpec) -> list[str]:
         f"--dashboard-agent-grpc-port={ray.dashboard_agent_grpc_port}",
         f"--dashboard-agent-listen-port={ray.dashboard_agent_listen_port}",
         f"--metrics-export-port={ray.metrics_export_port}",
-        *_worker_range(ray),
-    ]
-
-
-def _worker_range(ray: RaySpec) -> list[str]:
-    """Port 0: any free ones, for nodes that share a machine."""
-    if not ray.min_worker_port:
-        return []
-    return [
         f"--min-worker-port={ray.min_worker_port}",
         f"--max-worker-port={ray.max_worker_port}",
     ]

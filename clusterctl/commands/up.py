@@ -97,7 +97,7 @@ def up(
                 session, report=report, approve=approval(yes), check_sanity=not no_sanity
             )
     if dry_run:
-        show_plan(planned, as_json)
+        show_plan(spec, planned, as_json)
         return
     show(spec, done, as_json)
     console.timeline(report.stages)
@@ -144,11 +144,13 @@ def approval(yes: bool) -> Approve:
     return approve
 
 
-def show_plan(plan: LaunchPlan, as_json: bool) -> None:
+def show_plan(spec: ClusterSpec, plan: LaunchPlan, as_json: bool) -> None:
     from clusterctl.containers import docker_run_line
+    from clusterctl.processhost import process_line
 
+    line_of = process_line if spec.runtime == "process" else docker_run_line
     lines = {
-        node.expected.name: docker_run_line(node.container)
+        node.expected.name: line_of(node.container)
         for node in plan.nodes
         if node.container is not None
     }
@@ -170,7 +172,7 @@ def plan_document(plan: LaunchPlan, line_of: Callable[[str], str | None]) -> dic
                 "action": node.action,
                 "reason": node.reason,
                 "pull": node.pull,
-                "docker_run": line_of(node.expected.name),
+                "command": line_of(node.expected.name),
             }
             for node in plan.nodes
         ],
@@ -181,7 +183,7 @@ def show(spec: ClusterSpec, done: Up, as_json: bool) -> None:
     if as_json:
         document = plan_document(done.plan, lambda _: None)
         nodes = [
-            {key: value for key, value in node.items() if key != "docker_run"}
+            {key: value for key, value in node.items() if key != "command"}
             for node in document["nodes"]
         ]
         console.json({**document, "nodes": nodes, "verified": True, "sanity": done.sanity})
