@@ -12,7 +12,7 @@ from . import host as hosts
 from . import network
 from .images import IMAGES
 from .layout import REGISTRY_PORT, Host
-from .shell import Failure, wait_until
+from .shell import Failure
 
 CHAIN = "TESTBED-FAULT"
 HOOKS = (("INPUT", "--in-interface"), ("OUTPUT", "--out-interface"))
@@ -37,8 +37,7 @@ def heal(host: Host) -> None:
     network.plug(host)
     _open_firewall(host)
     hosts.control(host, "start", "sshd", "dockerd")
-    wait_until(lambda: hosts.ssh_answers(host), f"{host.name}: sshd answers", 30)
-    wait_until(lambda: hosts.docker_answers(host), f"{host.name}: dockerd answers", 60)
+    hosts.wait_for_services(host)
     killed = _containers(host, "--all", "--filter", KILLED)
     if killed:
         hosts.docker(host, "start", *killed)

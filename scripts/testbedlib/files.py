@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .layout import Host, Testbed
+from .layout import DEFAULT_NAME, Host, Testbed
 from .shell import run
 
 NODE_IMAGE = "infercluster-node"
@@ -54,7 +54,8 @@ def _known_host(host: Host) -> str:
 
 def cluster_yaml(testbed: Testbed, hosts: Sequence[Host]) -> str:
     lines = [f"  - {{name: {host.name}, address: {host.name}}}" for host in hosts]
-    return f"""name: testbed
+    name = "testbed" if testbed.name == DEFAULT_NAME else f"testbed-{testbed.name}"
+    return f"""name: {name}
 head: {hosts[0].name}
 image: {testbed.image(NODE_IMAGE)}
 devices: {{kind: cpu, count: 1}}

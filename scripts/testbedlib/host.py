@@ -14,7 +14,7 @@ from pathlib import Path
 from . import hostinit, network, processes
 from .layout import Host, Testbed
 from .rootfs import OP_UID, SUDOER_UID, host_root
-from .shell import run, tail, wait_until
+from .shell import Failure, run, tail, wait_until
 
 PYTHON = "/usr/bin/python3"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -29,15 +29,13 @@ def boot(host: Host, shares: Mapping[str, Path]) -> None:
         network.connect(host)
         _lay_out(host)
         _start(host, shares)
-    wait_until(lambda: ssh_answers(host), f"{host.name}: sshd answers", 30)
-    wait_until(lambda: docker_answers(host), f"{host.name}: dockerd answers (log {host.log})", 60)
+    wait_for_services(host)
 
 
 def halt(host: Host) -> None:
     """Power off: everything of the host ends with its first process."""
     pidfile = _pidfile(host)
-    outer = processes.alive(pidfile)
-    first = processes.only_child(outer) if outer is not None else None
+    first = first_process(host)
     if first is not None:
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: processes.alive(pidfile) is None, f"{host.name} has ended", 30)
@@ -85,7 +83,17 @@ def control(host: Host, *words: str) -> dict[str, dict[str, object]]:
 
 def stop_service(host: Host, name: str) -> None:
     control(host, "stop", name)
-    wait_until(lambda: control(host, "status")[name]["pid"] is None, f"{host.name}: {name} ends", 60)
+    wait_until(
+        lambda: control(host, "status")[name]["pid"] is None, f"{host.name}: {name} ends", 60
+    )
+
+
+def wait_for_services(host: Host) -> None:
+    try:
+        wait_until(lambda: ssh_answers(host), f"{host.name}: sshd answers", 60)
+        wait_until(lambda: docker_answers(host), f"{host.name}: dockerd answers", 120)
+    except Failure as failure:
+        raise Failure(f"{failure}; {host.log} ends with\n{tail(host.log)}") from failure
 
 
 def ssh_answers(host: Host) -> bool:
@@ -106,10 +114,6 @@ def docker_answers(host: Host) -> bool:
             return b" 200 " in connection.recv(64)
     except OSError:
         return False
-
-
-def log_end(host: Host) -> str:
-    return tail(host.log) if host.log.exists() else ""
 
 
 def name_neighbours(host: Host, hosts: Sequence[Host]) -> None:
@@ -135,13 +139,10 @@ def _start(host: Host, shares: Mapping[str, Path]) -> None:
         shares={target: str(source) for target, source in shares.items()},
         control=str(host.control),
     )
-    namespaces = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
-    processes.spawn(
-        ["nsenter", f"--net=/run/netns/{host.namespace}", *namespaces]
-        + [PYTHON, "-I", str(Path(hostinit.__file__)), json.dumps(asdict(machine))],
-        _pidfile(host),
-        host.log,
-    )
+    network_namespace = ["nsenter", f"--net=/run/netns/{host.namespace}"]
+    others = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
+    init = [PYTHON, "-I", hostinit.__file__, json.dumps(asdict(machine))]
+    processes.spawn([*network_namespace, *others, *init], _pidfile(host), host.log)
 
 
 def _lay_out(host: Host) -> None:

@@ -1,4 +1,4 @@
-"""The first process of a host: builds its root file system, then keeps its services as systemd would.
+"""The first process of a host: builds its root, then keeps its services as systemd would.
 
 Started inside fresh mount, UTS and PID namespaces (and the host's network namespace) with one
 argument, the JSON of a `Machine`. All imports stand here: after pivot_root the interpreter's own
@@ -86,11 +86,11 @@ class Supervisor:
         while True:
             for service in self.services.values():
                 service.start_if_due()
-            ready, _, _ = select.select([self.control, woken], [], [], RESTART_DELAY_S / 2)
+            ready = select.select([self.control.fileno(), woken], [], [], RESTART_DELAY_S / 2)[0]
             if woken in ready:
                 os.read(woken, 4096)
                 self._reap()
-            if self.control in ready:
+            if self.control.fileno() in ready:
                 self._answer()
 
     def _reap(self) -> None:
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def assemble(machine: Machine) -> None:
-    """The host's root: its own layer over the shared one, with /proc, /sys, /dev and /run of its own."""
+    """The host's root: its own layer over the shared one, its own /proc, /sys, /dev and /run."""
     root = machine.root
     _mount("--make-rprivate", "/")
     layers = f"lowerdir={machine.lower},upperdir={machine.upper},workdir={machine.work}"

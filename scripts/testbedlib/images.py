@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 from pathlib import Path
 
 from . import host as hosts
 from . import processes
 from .files import NODE_IMAGE
 from .layout import CACHE, REGISTRY_PORT, REPOSITORY, Host, Testbed
-from .rootfs import SUITE, debootstrap
+from .rootfs import SUITE, debootstrap, discard
 from .shell import run, say, wait_until
 
 NORAY_IMAGE = "infercluster-noray"
@@ -30,13 +29,22 @@ BUILT = CACHE / "images.key"
 WHEELS_MINUTES = 30
 BUILD_MINUTES = 30
 
-# Docker 20.10 builds with the classic builder unless told; only BuildKit mounts the wheels, so that
-# no layer holds them.
-IMPORT_BASE = "tar -C /mnt/base -c . | docker import --change 'CMD [\"/bin/bash\"]' - {noray}"
-IMPORT_EMPTY = (
-    "mkdir -p /tmp/empty/bin && cd /tmp/empty/bin && cp /mnt/base/bin/busybox . && "
-    "ln -s busybox sh && tar -C /tmp/empty -c . | docker import --change 'CMD [\"/bin/sh\"]' - {empty}"
+# What debootstrap took from this machine, and what nobody reads in a container, stays out.
+OUTSIDE = (
+    "etc/resolv.conf etc/hostname var/cache/apt/* var/lib/apt/lists/* "
+    "usr/share/doc/* usr/share/man/*"
 )
+IMPORT_BASE = (
+    "tar -C /mnt/base -c "
+    + " ".join(f"--exclude='./{path}'" for path in OUTSIDE.split())
+    + " . | docker import --change 'CMD [\"/bin/bash\"]' - {noray}"
+)
+IMPORT_EMPTY = (
+    "mkdir -p /tmp/empty/bin && cd /tmp/empty/bin && "
+    "cp /mnt/base/bin/busybox . && ln -s busybox sh && tar -C /tmp/empty -c . | "
+    "docker import --change 'CMD [\"/bin/sh\"]' - {empty}"
+)
+# BuildKit, which Docker 20.10 uses only when told, mounts the wheels: no layer holds them.
 BUILD_NODE = (
     "DOCKER_BUILDKIT=1 docker build --network none --progress plain --build-arg BASE={noray} "
     "--tag {node} --file - /mnt/wheels"
@@ -81,10 +89,10 @@ def build_images(testbed: Testbed) -> None:
     try:
         hosts.boot(builder, {"/mnt/base": base, "/mnt/wheels": wheels})
         _build_on(builder)
+        BUILT.write_text(recipe)
     finally:
         hosts.erase(builder)
-        shutil.rmtree(base)
-    BUILT.write_text(recipe)
+        discard(base)
 
 
 def _build_on(builder: Host) -> None:

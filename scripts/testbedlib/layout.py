@@ -160,6 +160,8 @@ def testbed(name: str, subnet: int | None, state: Path | None) -> Testbed:
     if recorded.exists():
         subnet = int(recorded.read_text())
     chosen = _default_subnet(name) if subnet is None else subnet
+    if chosen not in range(256):
+        raise Failure(f"--subnet {chosen}: the N of 10.99.N.0/24")
     return Testbed(name, chosen, (state or _default_state(name)).resolve())
 
 

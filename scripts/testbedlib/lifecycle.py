@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from . import files, images, machine, network, rootfs
 from . import host as hosts
 from .layout import CACHE, DATA, MAX_HOSTS, RUN, Host, Testbed
-from .shell import Failure, say
+from .shell import Failure
 
 
 def up(testbed: Testbed, count: int) -> None:
@@ -49,16 +50,17 @@ def down(testbed: Testbed, *, purge: bool) -> None:
         hosts.remove_cgroup_root(testbed)
         for directory in (testbed.data, testbed.run):
             shutil.rmtree(directory)
-    if purge:
-        _purge()
+        if purge:
+            _purge()
 
 
 def _purge() -> None:
-    """The cache belongs to all testbeds of the machine, the models too."""
+    """Cache and models belong to all testbeds of the machine."""
     others = sorted(path.name for path in RUN.iterdir())
     if others:
         raise Failure(f"not purged: testbed {', '.join(others)} still uses the cache")
-    for directory in (CACHE, DATA, RUN):
+    rootfs.discard(CACHE)
+    for directory in (DATA, RUN):
         shutil.rmtree(directory)
 
 
@@ -111,15 +113,18 @@ def find(testbed: Testbed, name: str) -> Host:
 
 @contextmanager
 def _locked(testbed: Testbed) -> Iterator[None]:
-    """One `up` or `down` at a time."""
+    """One `up` or `down` at a time on the machine, whatever the testbed: they share the cache."""
     testbed.run.mkdir(parents=True, exist_ok=True)
     testbed.data.mkdir(parents=True, exist_ok=True)
-    with (RUN / f"{testbed.name}.lock").open("w") as lock:
+    lock = os.open(RUN, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
-def _each(act, there: Sequence[Host]) -> None:
+def _each(act: Callable[[Host], None], there: Sequence[Host]) -> None:
     with ThreadPoolExecutor(max_workers=8) as pool:
         for _ in pool.map(act, there):
             pass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
+import sys
 from pathlib import Path
 
 from .layout import DATA
@@ -17,7 +17,7 @@ PACKAGES = {  # Debian package -> a file of it
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
     "openssh-client": "/usr/bin/ssh",
-    "python3-venv": "/usr/share/doc/python3-venv",
+    "python3-venv": "/usr/lib/python3.11/ensurepip/__init__.py",
     "util-linux": "/usr/bin/nsenter",
 }
 FREE_GB = 15
@@ -34,19 +34,18 @@ def check() -> None:
 
 
 def _reasons() -> list[str | None]:
-    return [_not_linux(), _not_root(), _not_debian(), _cgroups_v2(), _no_overlay(), _disk_full()]
-
-
-def _not_linux() -> str | None:
-    return None if platform.system() == "Linux" else "it runs on Linux only"
+    return [_not_root(), _not_debian_12(), _cgroups_v2(), _no_overlay(), _disk_full()]
 
 
 def _not_root() -> str | None:
     return None if os.geteuid() == 0 else "it makes namespaces and mounts: run it as root"
 
 
-def _not_debian() -> str | None:
-    return None if shutil.which("apt-get") else "no apt-get: its packages are Debian's"
+def _not_debian_12() -> str | None:
+    """The node image is Debian 12, and its wheels are resolved by this machine's Python."""
+    if shutil.which("apt-get") and sys.version_info[:2] == (3, 11):
+        return None
+    return "not a Debian 12: apt-get and Python 3.11 as /usr/bin/python3 are needed"
 
 
 def _cgroups_v2() -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .layout import Host, Testbed
-from .shell import run, succeeds
+from .shell import Failure, run, succeeds
 
 
 def build_bridge(testbed: Testbed) -> None:
     if not _link_exists(testbed.bridge):
+        _refuse_taken(testbed)
         run(["ip", "link", "add", testbed.bridge, "type", "bridge"])
         run(["ip", "addr", "add", f"{testbed.address}/24", "dev", testbed.bridge])
     run(["ip", "link", "set", testbed.bridge, "up"])
@@ -68,6 +69,12 @@ def _forward_rule(testbed: Testbed) -> list[str]:
     """Another Docker Engine on this machine sets FORWARD to DROP, and bridged frames pass it."""
     bridge = testbed.bridge
     return ["FORWARD", "--in-interface", bridge, "--out-interface", bridge, "--jump", "ACCEPT"]
+
+
+def _refuse_taken(testbed: Testbed) -> None:
+    taken = run(["ip", "route", "show", f"10.99.{testbed.subnet}.0/24"]).strip()
+    if taken:
+        raise Failure(f"10.99.{testbed.subnet}.0/24 is in use ({taken}): choose one by --subnet N")
 
 
 def _link_exists(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -52,8 +51,17 @@ def build_host_root() -> None:
 def debootstrap(packages: str) -> Path:
     """A fresh minimal Debian with these packages, in a directory of its own."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    partial = CACHE / f"partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = CACHE / "partial"
+    discard(partial)
     bootstrap = ["debootstrap", "--variant=minbase", f"--include={packages}"]
     logged([*bootstrap, SUITE, partial, MIRROR], CACHE / "build.log")
     return partial
+
+
+def discard(directory: Path) -> None:
+    """Remove a tree, also one in which an interrupted debootstrap left /proc mounted."""
+    rows = (line.split()[1] for line in Path("/proc/mounts").read_text().splitlines())
+    for point in sorted((row for row in rows if row.startswith(f"{directory}/")), reverse=True):
+        run(["umount", point])
+    if directory.exists():
+        shutil.rmtree(directory)
