@@ -11,13 +11,13 @@ from clusterctl.config import spec_from_dict
 from clusterctl.containers import LABEL_CLUSTER, LABEL_ROLE
 from clusterctl.errors import ClusterctlError
 from clusterctl.links import HostLink
-from clusterctl.spec import ClusterSpec, NodeSpec
+from clusterctl.spec import ClusterSpec, NodeSpec, SshSpec
 
 SPEC_FILE = "spec.json"
 
 
-def adopt(link: HostLink, wanted: str | None) -> ClusterSpec:
-    """The spec of the cluster whose head this host is, for use from this machine.
+def adopt(link: HostLink, wanted: str | None, ssh: SshSpec) -> ClusterSpec:
+    """The spec of the cluster whose head this host is, for use from this machine by `ssh`.
 
     Raises ClusterctlError when there is none, or several and none is `wanted`.
     """
@@ -30,7 +30,7 @@ def adopt(link: HostLink, wanted: str | None) -> ClusterSpec:
             hint=f"log in as the user who ran `up`, or write its hosts into a cluster.yaml with "
             f"name: {name}",
         )
-    return from_here(spec_from_dict(json.loads(asked)), link.node)
+    return from_here(spec_from_dict(json.loads(asked)), link.node, ssh)
 
 
 def _cluster_of(link: HostLink, wanted: str | None) -> str:
@@ -49,12 +49,12 @@ def _cluster_of(link: HostLink, wanted: str | None) -> str:
     )
 
 
-def from_here(spec: ClusterSpec, head: NodeSpec) -> ClusterSpec:
-    """Without the other machine's ssh files; the head is reached as it was just now."""
+def from_here(spec: ClusterSpec, head: NodeSpec, ssh: SshSpec) -> ClusterSpec:
+    """This machine's ssh files for the other one's; the head is reached as it was just now."""
     nodes = (replace(node, identity=None) for node in spec.nodes)
     return replace(
         spec,
-        ssh=replace(spec.ssh, config=None, known_hosts=None),
+        ssh=ssh,
         nodes=tuple(_as_reached(node, head) if node.name == spec.head else node for node in nodes),
     )
 

@@ -32,6 +32,6 @@ def adopt(
         head=head, ssh_config=ssh_config, accept_new_host_keys=accept_new_host_keys
     )
     with Session.connect(configuration.load_flags(flags).spec) as session:
-        spec = adoption.adopt(session.head, cluster)
+        spec = adoption.adopt(session.head, cluster, session.spec.ssh)
     file = clusters.save_current(spec)
     console.line(f"{spec.name} ({len(spec.nodes)} nodes) is the current cluster; saved in {file}")

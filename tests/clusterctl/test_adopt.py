@@ -25,6 +25,7 @@ THEIRS = ClusterSpec(
     "gpu01",
     ssh=SshSpec("/home/bob/config", "/home/bob/known"),
 )
+OURS = SshSpec("/home/alice/config")
 HERE = NodeSpec("10.0.0.1", "10.0.0.1", "alice", 2222)
 
 
@@ -36,34 +37,34 @@ def head(*clusters: str, role: str = "head", saved: str | Says = "") -> HostLink
     return HostLink(HERE, ScriptedTransport("10.0.0.1", {"sh": saved}), runtime)
 
 
-def test_the_spec_comes_over_and_the_ssh_files_do_not() -> None:
-    spec = adopt(head("llama", saved=json.dumps(spec_to_dict(THEIRS))), None)
+def test_the_spec_comes_over_and_the_ssh_files_are_our_own() -> None:
+    spec = adopt(head("llama", saved=json.dumps(spec_to_dict(THEIRS))), None, OURS)
     assert spec == replace(
         THEIRS,
         nodes=(
             NodeSpec("gpu01", "10.0.0.1", "alice", 2222),
             NodeSpec("gpu02", "10.0.0.2"),
         ),
-        ssh=SshSpec(),
+        ssh=OURS,
     )
-    assert from_here(spec, HERE) == spec
+    assert from_here(spec, HERE, OURS) == spec
 
 
 def test_one_of_several_is_named() -> None:
     with pytest.raises(ClusterctlError) as caught:
-        adopt(head("llama", "qwen"), None)
+        adopt(head("llama", "qwen"), None, OURS)
     assert caught.value.message == "this host is the head of llama, qwen"
     assert caught.value.hint == "clusterctl adopt --head 10.0.0.1 --cluster llama"
     saved = json.dumps(spec_to_dict(THEIRS))
-    assert adopt(head("llama", "qwen", saved=saved), "llama").name == "llama"
+    assert adopt(head("llama", "qwen", saved=saved), "llama", OURS).name == "llama"
 
 
 def test_a_worker_is_no_head() -> None:
     with pytest.raises(ClusterctlError, match="the head of no cluster") as caught:
-        adopt(head("llama", role="worker"), None)
+        adopt(head("llama", role="worker"), None, OURS)
     assert caught.value.hint == "name the host that `up` was given as --head"
 
 
 def test_a_head_whose_spec_is_gone() -> None:
     with pytest.raises(ClusterctlError, match="the cluster llama runs here, but nothing says"):
-        adopt(head("llama", saved=Says(exit_code=ABSENT)), None)
+        adopt(head("llama", saved=Says(exit_code=ABSENT)), None, OURS)
