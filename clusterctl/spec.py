@@ -8,7 +8,7 @@ from typing import Literal
 
 from clusterctl.secret import Secret
 
-# Carries Ray 2.56 (token authentication), vLLM and torch 2.11; stock vLLM images have no Ray any more.
+# Carries Ray 2.56 (token authentication), vLLM and torch 2.11; stock images of vLLM lack Ray now.
 DEFAULT_IMAGE = "rayproject/ray-llm:2.56.0-py312-cu130"
 
 
