@@ -213,9 +213,8 @@ class SshHosts:
         if mine:
             try:
                 future.set_result(self._connect(Wanted.of_jump(jump), f"jump host {jump}"))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
                 future.set_exception(error)
-                raise
         try:
             return future.result()
         except ClusterctlError as error:

@@ -16,6 +16,8 @@ from clusterctl.errors import ClusterctlError, CommandFailed, NotReady, Unreacha
 from clusterctl.transport.base import Result, shell_line
 
 SESSIONS_AT_ONCE = 8  # of sshd's MaxSessions, 10 by default
+REFUSED_FOR_S = 5.0
+REFUSED_PAUSE_S = 0.05
 CHUNK = 32768
 SSH_SIGNALLED = 255  # what ssh itself says of a command that a signal ended
 GRACE_S = 2.0
@@ -160,7 +162,16 @@ class Sessions:
         return Command(channel, argv, self._host, self._slots.release)
 
     def _open(self, timeout: float) -> paramiko.Channel:
-        return self._transport.open_session(timeout=timeout)
+        """sshd counts an ended session a moment longer than we do, and may take fewer than usual:
+        a refusal is no answer until it has lasted."""
+        deadline = time.monotonic() + min(timeout, REFUSED_FOR_S)
+        while True:
+            try:
+                return self._transport.open_session(timeout=timeout)
+            except paramiko.ChannelException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REFUSED_PAUSE_S)
 
     def _explain(self, error: Exception, argv: Sequence[str]) -> ClusterctlError:
         if isinstance(error, paramiko.ChannelException):

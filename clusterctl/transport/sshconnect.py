@@ -61,9 +61,11 @@ def connect(
 
 def direct(target: SshTarget, host: str, timeout: float) -> socket.socket:
     try:
-        return socket.create_connection((target.hostname, target.port), timeout)
+        road = socket.create_connection((target.hostname, target.port), timeout)
     except OSError as error:
         raise Unreachable(_no_road(target, error, timeout), host=host) from error
+    road.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests, each waited for
+    return road
 
 
 def _no_road(target: SshTarget, error: OSError, timeout: float) -> str:
@@ -113,14 +115,15 @@ def _handshake(
     time: that is how sshd says that too many are logging in at once."""
     for attempt in range(1, HANDSHAKE_ATTEMPTS + 1):
         transport = paramiko.Transport(road())
-        transport.banner_timeout = transport.handshake_timeout = timeout
+        transport.banner_timeout = transport.handshake_timeout = 2 * timeout  # ours comes first
         _prefer(transport, key_types)
         try:
             transport.start_client(timeout=timeout)
+            _raise_if_unfinished(transport, timeout)
             return transport
         except (paramiko.SSHException, EOFError, OSError) as error:
             transport.close()
-            if attempt == HANDSHAKE_ATTEMPTS or not _dropped_early(transport):
+            if attempt == HANDSHAKE_ATTEMPTS or not _dropped_early(transport, error):
                 raise Unreachable(
                     f"{target.where} did not complete the SSH handshake: {error or 'dropped'}",
                     host=host,
@@ -130,8 +133,14 @@ def _handshake(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _dropped_early(transport: paramiko.Transport) -> bool:
-    return not transport.remote_version
+def _raise_if_unfinished(transport: paramiko.Transport, timeout: float) -> None:
+    """paramiko's start_client returns in silence when its time is over."""
+    if not transport.initial_kex_done:
+        raise TimeoutError(f"no answer within {timeout:g} s")
+
+
+def _dropped_early(transport: paramiko.Transport, error: Exception) -> bool:
+    return not transport.remote_version and not isinstance(error, TimeoutError)
 
 
 # --- the host key

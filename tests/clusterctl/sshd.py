@@ -39,6 +39,7 @@ class Sshd:
             "KbdInteractiveAuthentication no",
             "StrictModes no",
             "UsePAM no",
+            "SetEnv SHLVL=2",  # keeps Debian's bash from reading this user's .bashrc each time
             *options,
         ]
         (self.directory / "sshd_config").write_text("\n".join(lines) + "\n")
@@ -61,6 +62,16 @@ class Sshd:
         self._process.terminate()
         self._process.wait()
 
+    def connections(self) -> list[int]:
+        """The process ids that serve a connection each."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def signal_connections(self, number: int) -> None:
+        for pid in self.connections():
+            os.kill(pid, number)
+
     def log(self) -> str:
         return (self.directory / "sshd.log").read_text()
 
@@ -80,9 +91,8 @@ class Sshd:
 
 
 def make_key(path: Path, *, passphrase: str = "", kind: str = "ed25519") -> Path:
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", path.name, "-f", path], check=True
-    )
+    keygen = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", path.name, "-f", str(path)]
+    subprocess.run(keygen, check=True)
     return path
 
 
