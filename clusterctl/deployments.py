@@ -120,7 +120,7 @@ def _left(
     head = nodes[0]
     (now,) = on_head(head, target.name, probe=0)
     if not now.ended:
-        return f"its process on {head.name} is {now.state}"
+        return f"its process on {head.name} has not ended"
     if pids := _ranks(session, nodes, target):
         return "processes left: " + "; ".join(f"{name}: {ids}" for name, ids in pids.items())
     if not ask(head, "port", target.address, str(target.port)):

@@ -57,19 +57,23 @@ def record(directory: Path) -> JsonObject:
         "state": read_json(directory / "state.json"),
         "info": read_json(directory / "info.json"),
         "token": None,
+        "listening": None,
         "detail": "",
     }
 
 
 def probe(found: JsonObject, seconds: float) -> None:
-    """Ask a running deployment for one token."""
+    """Ask a running deployment for one token. One that has not loaded yet does not listen."""
     state, info = found["state"], found["info"]
     if not seconds or not info or not state or state["state"] != "running":
         return
+    found["listening"] = True
     try:
         found["token"] = one_token(info["url"], key_of(info), seconds)
     except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         found["token"], found["detail"] = False, why(error)
+        reason = getattr(error, "reason", error)
+        found["listening"] = not isinstance(reason, ConnectionRefusedError)
 
 
 def key_of(info: JsonObject) -> str:
@@ -94,10 +98,18 @@ def ask(url: str, key: str, seconds: float, body: bytes | None = None) -> Any:
 
 def why(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        body = error.read(500).decode(errors="replace").strip()
-        return f"HTTP {error.code}: {body}"
+        return f"HTTP {error.code}: {said(error.read().decode(errors='replace'))}"
     reason = getattr(error, "reason", error)
     return f"{type(reason).__name__}: {reason}"
+
+
+def said(body: str) -> str:
+    """The first line of an error's message, or of what came instead of one."""
+    try:
+        text: str = json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        text = body
+    return text.strip().partition("\n")[0]
 
 
 def tail(root: str, name: str, offset: str) -> JsonObject:

@@ -71,7 +71,8 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
 
 
 def state_of(record: Mapping[str, Any]) -> State:
-    """Ready is said only when a token came back in this very look."""
+    """Ready is said only when a token came back in this very look. What listens has loaded its
+    model, so without a token it is degraded, not starting."""
     supervised, info = record["state"], record["info"]
     if supervised is None:
         return "starting"
@@ -83,4 +84,5 @@ def state_of(record: Mapping[str, Any]) -> State:
     if record["token"]:
         return "ready"
     was_ready = info["ready_generation"] == record["generation"]
-    return "degraded" if was_ready or record["stop"] else "starting"
+    has_loaded = record["listening"] or was_ready or record["stop"]
+    return "degraded" if has_loaded else "starting"

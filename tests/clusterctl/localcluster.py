@@ -54,6 +54,7 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.answer({"choices": [{"text": " a"}], "usage": {"completion_tokens": 1}})
     def answer(self, content):
         allowed = self.headers["Authorization"] == f"Bearer {key}"
+        content = content if allowed else {"error": {"message": "wrong key\\nreally"}}
         body = json.dumps(content).encode()
         self.send_response(200 if allowed else 401)
         self.end_headers()

@@ -134,6 +134,16 @@ def test_alive_without_a_token_is_degraded_not_ready(
     assert (found.state, found.detail) == ("degraded", "TimeoutError: timed out")
 
 
+def test_an_answer_that_is_an_error_is_degraded_and_says_why(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster
+) -> None:
+    serve(asked)
+    cluster.path("secrets", "tiny.key").write_text("another key")
+    with cluster.session() as session:
+        (found,) = deployments.seen(session)
+    assert (found.state, found.detail) == ("degraded", "HTTP 401: wrong key")
+
+
 def test_a_failing_engine_is_reported_by_its_earliest_error(
     serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
 ) -> None:

@@ -207,6 +207,7 @@ def record(
     seen: int = 2,
     ready: int | None = None,
     stop: bool = False,
+    listening: bool | None = None,
 ) -> dict[str, Any]:
     return {
         "name": "m",
@@ -215,6 +216,7 @@ def record(
         "state": state and {"state": state, "generation": seen, "exit_code": None},
         "info": {"ready_generation": ready},
         "token": token,
+        "listening": listening,
         "detail": "",
     }
 
@@ -225,6 +227,8 @@ def record(
         (record(None), "starting"),
         (record("running", token=None), "starting"),
         (record("running", token=False), "starting"),
+        (record("running", token=False, listening=False), "starting"),
+        (record("running", token=False, listening=True), "degraded"),
         (record("running", token=True), "ready"),
         (record("running", token=False, ready=2), "degraded"),
         (record("running", token=False, ready=1), "starting"),
