@@ -30,11 +30,12 @@ class ChannelRefused(Exception):
 def open_channel(
     transport: paramiko.Transport, kind: str, details: bytes, timeout: float
 ) -> paramiko.Channel:
-    """A channel of a kind that paramiko does not know.
+    """A channel of any kind. Raises ChannelRefused, TimeoutError, or EOFError when the connection
+    is gone.
 
-    Transport.open_channel sends details for the kinds it knows only; this is its work done over
-    again with ours. It holds private members, hence the pin on paramiko and the contract test.
-    Raises ChannelRefused, TimeoutError, or EOFError when the connection is gone.
+    Transport.open_channel sends details for the kinds it knows only, and with several threads at
+    it mixes up whose refusal was whose; this is its work done over again. It holds private
+    members, hence the pin on paramiko and the contract test.
     """
     message, channel, answered = _announce(transport, kind)
     message.add_bytes(details)
@@ -153,7 +154,7 @@ class Sessions:
             if pty:
                 channel.get_pty(*pty)
             channel.exec_command(shell_line(_ended_after(ended_after, argv)))
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except (ChannelRefused, paramiko.SSHException, EOFError, OSError) as error:
             self._slots.release()
             raise self._explain(error, argv) from error
         except BaseException:
@@ -167,16 +168,16 @@ class Sessions:
         deadline = time.monotonic() + min(timeout, REFUSED_FOR_S)
         while True:
             try:
-                return self._transport.open_session(timeout=timeout)
-            except paramiko.ChannelException:
+                return open_channel(self._transport, "session", b"", timeout)
+            except ChannelRefused:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(REFUSED_PAUSE_S)
 
     def _explain(self, error: Exception, argv: Sequence[str]) -> ClusterctlError:
-        if isinstance(error, paramiko.ChannelException):
+        if isinstance(error, ChannelRefused):
             return ClusterctlError(
-                f"sshd refused a session for {argv[0]}: {error.text}",
+                f"sshd refused a session for {argv[0]}: {error}",
                 host=self._host,
                 hint="MaxSessions in its sshd_config is 10 by default; clusterctl uses up to 8",
             )
