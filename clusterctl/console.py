@@ -257,7 +257,7 @@ def _is_live() -> bool:
 
 
 def _event_line(event: Event) -> None:
-    """`12:04:31 gpu02 | pull: 3.1 GB of 8.2 GB`; with -q only warnings."""
+    """`12:04:31 gpu02 | pull 37%: Extracting`; with -q only warnings."""
     if _settings.quiet and event.kind != "warn":
         return
     print(f"{time.strftime('%H:%M:%S')} {_event_text(event)}", file=sys.stderr, flush=True)
@@ -269,7 +269,10 @@ def _event_text(event: Event) -> Text:
     label = "warning: " if event.kind == "warn" else ""
     said = event.message or _SAID.get(event.kind, "")
     where = event.host or "cluster"
-    return Text(f"{where} | {event.step}: {label}{said}", style=_EVENT_STYLES.get(event.kind, ""))
+    how_far = f" {100 * (event.done or 0) // event.total}%" if event.total else ""
+    return Text(
+        f"{where} | {event.step}{how_far}: {label}{said}", style=_EVENT_STYLES.get(event.kind, "")
+    )
 
 
 def _board_grid(board: Board, now: float) -> RenderableType:

@@ -189,14 +189,16 @@ def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress() as report:
         report(Event("begin", "connect", host="gpu01"))
         report(Event("done", "connect", "root@10.0.0.1", host="gpu01"))
+        report(Event("progress", "pull", "Extracting", host="gpu02", done=3, total=8))
         report(Event("progress", "formation", "1/2 nodes; missing gpu02 10.0.0.2"))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == [
         "gpu01 | connect: started",
         "gpu01 | connect: root@10.0.0.1",
+        "gpu02 | pull 37%: Extracting",
         "cluster | formation: 1/2 nodes; missing gpu02 10.0.0.2",
     ]
-    assert [step for step, _ in report.stages] == ["connect", "formation"]
+    assert [step for step, _ in report.stages] == ["connect", "pull", "formation"]
 
 
 def test_many_threads_may_report(capsys: pytest.CaptureFixture[str]) -> None:
