@@ -303,14 +303,20 @@ def _unexpected(expected: Sequence[ExpectedNode], report: RayReport) -> tuple[Se
 
 
 def waiting_for(formation: Formation) -> str:
-    """`2/3 nodes; missing gpu03 10.0.0.3: container exited 127: ray: not found`"""
+    """`2/3 nodes; missing gpu03 10.0.0.3: container exited 127: ray: not found`
+
+    Nodes that are absent for one reason stand together.
+    """
     expected = [node for node in formation.nodes if node.role != "unexpected"]
-    absent = [
-        _because(f"{_WORD[node.state]} {node.name} {node.address}", node.detail)
-        for node in formation.nodes
-        if node.state != "ready"
+    absent: dict[tuple[str, str], list[str]] = {}
+    for node in formation.nodes:
+        if node.state != "ready":
+            named = absent.setdefault((_WORD[node.state], node.detail), [])
+            named.append(f"{node.name} {node.address}".strip())
+    said = [
+        _because(f"{word} {', '.join(names)}", detail) for (word, detail), names in absent.items()
     ]
-    return "; ".join([f"{formation.ready}/{len(expected)} nodes", *absent])
+    return "; ".join([f"{formation.ready}/{len(expected)} nodes", *said])
 
 
 _WORD: Mapping[NodeState, str] = {

@@ -1,0 +1,160 @@
+"""What is refused before anything is made, and what the refusal says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clusterctl.doctor.check import Finding
+from clusterctl.errors import PreflightFailed
+from clusterctl.facts.types import Disk, DockerFacts, Gpu, GpuFacts, HostFacts, Listener
+from clusterctl.preflight import (
+    Candidate,
+    ImageContents,
+    judge_images,
+    preflight,
+    refuse,
+)
+from clusterctl.spec import DevicesSpec
+from tests.clusterctl.hosts import host_facts, spec_of
+
+SPEC = spec_of("gpu01", "gpu02")
+HEALTHY = host_facts()
+
+
+def found(
+    facts: HostFacts = HEALTHY,
+    spec: object = SPEC,
+    name: str = "gpu01",
+    *,
+    occupied: bool = False,
+    missing: tuple[str, ...] = (),
+) -> dict[str, Finding]:
+    """Findings other than ok, by check."""
+    assert isinstance(spec, type(SPEC))
+    one = Candidate(spec, spec.node(name), facts, occupied, missing)
+    return {finding.check: finding for finding in preflight([one]) if finding.status != "ok"}
+
+
+def with_gpus(count: int) -> HostFacts:
+    gpus = tuple(Gpu(i, "nvidia", "X", f"u{i}", 1, 0) for i in range(count))
+    return replace(HEALTHY, gpu=GpuFacts(gpus, "580"))
+
+
+def test_a_healthy_host_passes() -> None:
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        ("Cannot connect to the Docker daemon", "sudo systemctl start docker on the host"),
+        (
+            "permission denied while trying to connect",
+            "sudo usermod -aG docker $USER on the host, then log in anew",
+        ),
+    ],
+)
+def test_docker_that_does_not_answer(error: str, fix: str) -> None:
+    finding = found(replace(HEALTHY, docker=DockerFacts(error=error)))["docker.answers"]
+    assert finding.status == "fail"
+    assert finding.message == f"Docker does not answer: {error}"
+    assert finding.fix == fix
+
+
+def test_gpus() -> None:
+    spec = replace(SPEC, devices=DevicesSpec())
+    assert found(HEALTHY, spec)["gpu.count"].message == "no GPU on this host"
+    assert "--devices cpu:1" in (found(HEALTHY, spec)["gpu.count"].fix or "")
+    assert "gpu.count" not in found(with_gpus(8), spec)
+    nine = replace(SPEC, devices=DevicesSpec("gpu", 9))
+    assert found(with_gpus(8), nine)["gpu.count"].message == "8 GPUs on this host, 9 asked for"
+    assert found(with_gpus(8), spec)["gpu.runtime"].status == "warn"
+
+
+def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
+    facts = replace(HEALTHY, listeners=(Listener("0.0.0.0", 6379, "redis-server"),))
+    assert found(facts)["ray.ports"].message == (
+        "ports that Ray needs are in use: 6379 (GCS, used by redis-server)"
+    )
+    assert found(facts, name="gpu02") == {}  # a worker needs no GCS port
+    assert found(facts, occupied=True) == {}  # it may be our own
+
+
+def test_unknown_is_its_own_answer() -> None:
+    assert found(replace(HEALTHY, listeners=None))["ray.ports"].status == "unknown"
+
+
+def test_disk_clock_and_shm() -> None:
+    small = (Disk("/var/lib/docker", 10**12, 10**9), Disk("/dev/shm", 64 << 20, 64 << 20))
+    host = replace(HEALTHY.host, disks=small, clock_offset_s=-30.0)
+    findings = found(replace(HEALTHY, host=host))
+    assert {check: finding.status for check, finding in findings.items()} == {
+        "docker.disk": "fail",
+        "host.clock": "warn",
+        "host.shm": "warn",
+    }
+    assert findings["host.clock"].message == "its clock is -30 s off ours"
+
+
+def test_directories_to_mount() -> None:
+    finding = found(missing=("/models",))["host.directories"]
+    assert (finding.status, finding.message) == ("fail", "not on this host: /models")
+
+
+def test_one_machine_under_two_names() -> None:
+    nodes = tuple(replace(node, address="10.0.0.11") for node in SPEC.nodes)
+    spec = replace(SPEC, nodes=nodes)
+    findings = preflight(Candidate(spec, node, HEALTHY) for node in spec.nodes)
+    failed = [one for one in findings if one.status == "fail"]
+    assert [(one.host, one.message) for one in failed] == [
+        ("gpu02", "is the same machine as gpu01")
+    ]
+
+
+def test_all_problems_of_all_hosts_are_one_error() -> None:
+    stopped = replace(HEALTHY, docker=DockerFacts(error="no answer"))
+    findings = preflight(
+        [
+            Candidate(SPEC, SPEC.node("gpu01"), stopped),
+            Candidate(SPEC, SPEC.node("gpu02"), HEALTHY, missing_directories=("/models",)),
+        ]
+    )
+    with pytest.raises(PreflightFailed) as raised:
+        refuse(findings)
+    assert raised.value.message == (
+        "2 problems, nothing was changed\n"
+        "  gpu01: Docker does not answer: no answer\n"
+        "  gpu02: not on this host: /models"
+    )
+    assert raised.value.host == "gpu01, gpu02"
+    assert raised.value.exit_code == 4
+
+
+GOOD = ImageContents("3.12.3", "2.60.0", "2.13.0")
+
+
+def test_images_that_hold_all_pass() -> None:
+    refuse(judge_images("img:1", {"gpu01": GOOD, "gpu02": GOOD}, insecure_ray=False))
+
+
+def test_an_image_without_ray_is_named_with_its_hosts() -> None:
+    contents = {"gpu01": GOOD, "gpu02": replace(GOOD, ray=None)}
+    with pytest.raises(PreflightFailed) as raised:
+        refuse(judge_images("img:1", contents, insecure_ray=False))
+    assert "gpu02: image img:1 has no ray" in raised.value.message
+    assert "img:1 is not the same on all hosts" in raised.value.message
+
+
+def test_an_image_without_python() -> None:
+    with pytest.raises(PreflightFailed, match="has no python3 and no ray and no torch"):
+        refuse(judge_images("i", {"gpu01": ImageContents(None, None, None)}, insecure_ray=False))
+
+
+def test_a_ray_without_tokens_only_when_asked_for() -> None:
+    old = {"gpu01": replace(GOOD, ray="2.51.1")}
+    refuse(judge_images("i", old, insecure_ray=True))
+    with pytest.raises(PreflightFailed, match=r"Ray 2\.51\.1, which knows no token") as raised:
+        refuse(judge_images("i", old, insecure_ray=False))
+    assert "--insecure-ray" in (raised.value.hint or "")
