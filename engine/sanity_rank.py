@@ -195,7 +195,7 @@ def check_all_reduce(group: dist.ProcessGroup | None, device: torch.device) -> F
     expected = world_size * (world_size + 1) / 2
     if not torch.all(tensor == expected):
         raise StepFailed(f"wrong sum: expected {expected}, got {tensor[0].item()}")
-    return Finding(f"{world_size} ranks")
+    return Finding(f"summed over {world_size}")
 
 
 def check_matmul(device: torch.device) -> Finding:
