@@ -199,8 +199,9 @@ class Scheduler:
         return own if request.sampling.ignore_eos else own | self.eos_token_ids
 
     def _too_long(self, request: Request) -> str:
-        prompt, wanted = len(request.prompt_token_ids), request.sampling.max_tokens
+        wanted = request.sampling.max_tokens
+        answer = "" if wanted is None else f" and max_tokens is {wanted}"
         return (
-            f"the prompt has {prompt} tokens and max_tokens is {wanted}: together more than "
-            f"this model's maximum context length of {self.max_model_len} tokens"
+            f"the prompt has {len(request.prompt_token_ids)} tokens{answer}: this model's maximum "
+            f"context length, prompt and answer together, is {self.max_model_len} tokens"
         )

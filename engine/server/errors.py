@@ -73,6 +73,10 @@ def _first_problem(error: RequestValidationError) -> ApiError:
     where = [part for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}")
+    if problem["loc"] == ("body",) and problem["type"] != "unsupported":
+        return ApiError(
+            400, "the body is not a JSON object (Content-Type must be application/json)"
+        )
     param = str(where[0]) if where else problem.get("ctx", {}).get("param")
     message = problem["msg"].removeprefix("Value error, ")
     place = ".".join(str(part) for part in where)

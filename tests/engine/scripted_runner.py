@@ -50,7 +50,7 @@ class ScriptedRunner:
         pass
 
     def measure_kv_blocks(self) -> int:
-        return 20 - self.parallel.rank
+        return 40 - self.parallel.rank
 
     def allocate_kv(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
