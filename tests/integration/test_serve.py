@@ -1,0 +1,225 @@
+"""Two hosts of the testbed, one cluster, one real model: sanity, serve, ps, faults, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from .conftest import RunningTestbed
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL = "SmolLM2-135M-Instruct"
+NAME = "smol"
+KEY = "sk-integration"
+COMMAND_S = 600
+PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A cluster over two hosts of the testbed, driven by the command line alone."""
+
+    testbed: RunningTestbed
+    directory: Path
+
+    @property
+    def head(self) -> str:
+        return self.testbed.hosts[-2]
+
+    @property
+    def worker(self) -> str:
+        return self.testbed.hosts[-1]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.testbed.addresses[self.head]}:8000/v1"
+
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"XDG_CONFIG_HOME": str(self.directory), "INFERCLUSTER_API_KEY": KEY}
+        argv = [sys.executable, "-m", "clusterctl", *args]
+        return subprocess.run(
+            argv, cwd=self.directory, env=env, capture_output=True, text=True, timeout=COMMAND_S
+        )
+
+    def ok(self, *args: str) -> str:
+        done = self.run(*args)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def refused(self, *args: str) -> tuple[int, dict[str, Any]]:
+        done = self.run(*args, "--json")
+        return done.returncode, json.loads(done.stdout)["error"]
+
+    def deployment(self) -> dict[str, Any]:
+        (found,) = json.loads(self.ok("ps", "--json"))["deployments"]
+        assert isinstance(found, dict)
+        return found
+
+    def in_container(self, host: str, command: str) -> str:
+        return self.testbed.ssh(host, f"docker exec clusterctl-servetest-{host} sh -c '{command}'")
+
+    def ranks(self, host: str) -> list[str]:
+        """Process ids of the deployment's ranks on a host."""
+        mark = f"ENGINE_DEPLOYMENT=servetest/{NAME}"
+        found = self.in_container(host, f"grep -lzx {mark} /proc/[0-9]*/environ || true")
+        return [path.split("/")[2] for path in found.split()]
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def bed(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    made = Bed(testbed, tmp_path_factory.mktemp("servetest"))
+    smollm2 = [sys.executable, str(REPOSITORY / "scripts/smollm2"), str(testbed.models / MODEL)]
+    subprocess.run(smollm2, check=True, capture_output=True, timeout=COMMAND_S)
+    (made.directory / "cluster.yaml").write_text(
+        f"name: servetest\nhead: {made.head}\nimage: {testbed.image}\n"
+        "devices: {kind: cpu, count: 1}\nmodel_dirs: [/models]\n"
+        f"ssh: {{config: {testbed.ssh_config}}}\nhosts: [{made.head}, {made.worker}]\n"
+    )
+    made.ok("up", "--no-sanity")
+    yield made
+    made.ok("down", "--purge")
+
+
+@pytest.fixture(scope="module")
+def served(bed: Bed) -> str:
+    """What `serve` printed."""
+    return bed.ok("serve", f"/models/{MODEL}", "--pp", "2", "--dtype", "float32", "--name", NAME)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(1)
+
+
+def test_sanity_passes_over_both_hosts(bed: Bed) -> None:
+    found = json.loads(bed.ok("sanity", "--json"))
+    assert found["passed"]
+    assert found["hosts"] == [bed.head, bed.worker]
+    assert found["busbw_gb_s"] > 0
+
+
+@contextmanager
+def behind_a_firewall(bed: Bed, host: str) -> Iterator[None]:
+    """One that lets ssh and Ray's pinned ports pass, and drops new connections to others."""
+    rule = "OUTPUT -o eth0 -p tcp --syn --dport 32768:60999 -j DROP"
+    bed.testbed.ssh(host, f"iptables -I {rule}")
+    try:
+        yield
+    finally:
+        bed.testbed.ssh(host, f"iptables -D {rule}")
+
+
+def test_sanity_names_the_host_behind_a_firewall(bed: Bed) -> None:
+    with behind_a_firewall(bed, bed.worker):
+        code, error = bed.refused("sanity", "--timeout", "60")
+    assert (code, error["code"], error["host"]) == (5, "not_ready", bed.worker)
+    assert f'rank 1 ({bed.worker}) failed in "rendezvous"' in error["message"]
+    assert "firewalls" in error["hint"]
+    bed.ok("sanity")
+
+
+def test_a_model_outside_every_mount_is_refused(bed: Bed) -> None:
+    for host in (bed.head, bed.worker):
+        bed.testbed.ssh(host, "mkdir -p /srv/unmounted/m")
+    try:
+        code, error = bed.refused("serve", "/srv/unmounted/m", "--pp", "2")
+    finally:
+        for host in (bed.head, bed.worker):
+            bed.testbed.ssh(host, "rm -r /srv/unmounted")
+    assert (code, error["host"]) == (4, f"{bed.head}, {bed.worker}")
+    assert "`model_dirs: [/models, /srv/unmounted]`" in error["hint"]
+
+
+def test_an_illegal_split_is_refused_with_the_legal_ones(bed: Bed) -> None:
+    code, error = bed.refused("serve", f"/models/{MODEL}", "--tp", "2")
+    assert (code, error["host"]) == (4, bed.head)
+    assert error["message"] == "9 attention heads cannot be split over tp=2 (legal: 1, 3)"
+
+
+def test_serve_says_where_how_and_how_much(bed: Bed, served: str) -> None:
+    assert f"{NAME}: ready, {bed.url}" in served
+    assert "KV cache: " in served
+    assert f'curl {bed.url}/chat/completions -H "Authorization: Bearer ' in served
+    assert KEY not in served
+
+
+def test_both_hosts_hold_a_rank_and_ps_sees_a_token(bed: Bed, served: str) -> None:
+    assert bed.deployment() == {
+        "name": NAME,
+        "model": f"/models/{MODEL}",
+        "engine": "native",
+        "tp": 1,
+        "pp": 2,
+        "state": "ready",
+        "url": bed.url,
+    }
+    assert bed.ranks(bed.worker)
+
+
+def test_an_openai_client_gets_english_streamed_and_not(bed: Bed, served: str) -> None:
+    asked: dict[str, Any] = {
+        "model": f"/models/{MODEL}",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    whole = bed.client().chat.completions.create(**asked).choices[0].message.content
+    chunks = bed.client().chat.completions.create(**asked, stream=True)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert "Paris" in whole
+    assert streamed == whole
+
+
+def test_a_wrong_key_is_refused(bed: Bed, served: str) -> None:
+    stranger = openai.OpenAI(base_url=bed.url, api_key="sk-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_the_key_is_in_no_environment_and_no_command_line(bed: Bed, served: str) -> None:
+    not_grep_itself = f"[{KEY[0]}]{KEY[1:]}"
+    processes = f"grep -laz {not_grep_itself} /proc/[0-9]*/environ /proc/[0-9]*/cmdline || true"
+    inspected = bed.testbed.ssh(bed.head, f"docker inspect clusterctl-servetest-{bed.head}")
+    assert bed.in_container(bed.head, processes) == ""
+    assert KEY not in inspected
+
+
+def test_a_rank_that_stands_still_makes_it_degraded_not_ready(bed: Bed, served: str) -> None:
+    (pid,) = bed.ranks(bed.worker)
+    bed.in_container(bed.worker, f"kill -STOP {pid}")
+    try:
+        assert bed.deployment()["state"] == "degraded"
+    finally:
+        bed.in_container(bed.worker, f"kill -CONT {pid}")
+    until(lambda: bed.deployment()["state"] == "ready")
+
+
+def test_stop_leaves_no_process_no_port_and_no_device(bed: Bed, served: str) -> None:
+    assert f"{NAME}: stopped; no process left, port 8000 free" in bed.ok("stop")
+    assert bed.ranks(bed.head) == bed.ranks(bed.worker) == []
+    assert " 0.0/2.0 cpu_slot" in bed.in_container(bed.head, "ray status")
+    assert bed.deployment()["state"] == "stopped"
+
+
+def test_a_killed_rank_ends_as_failed(bed: Bed, served: str) -> None:
+    bed.ok("serve", f"/models/{MODEL}", "--pp", "2", "--name", NAME)
+    (pid,) = bed.ranks(bed.worker)
+    bed.in_container(bed.worker, f"kill -9 {pid}")
+    until(lambda: bed.deployment()["state"] == "failed")
+    assert bed.ranks(bed.head) == []
