@@ -109,6 +109,8 @@ def main() -> None:
     spec: RankSpec = pickle.load(sys.stdin.buffer)
     logs.configure(rank=spec.rank)
     run(spec)
+    logging.shutdown()
+    os._exit(0)  # taking torch apart object by object takes seconds, and serves nobody
 
 
 def _serve(connection: Connection, rank: Rank) -> None:
