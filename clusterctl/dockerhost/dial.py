@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from clusterctl.dockerhost.failures import unavailable
 from clusterctl.errors import ClusterctlError, CommandFailed
@@ -68,7 +69,8 @@ class Dialer:
 
 def _ping(stream: ByteStream) -> None:
     stream.settimeout(PING_TIMEOUT_S)
-    stream.sendall(PING)
+    with suppress(BrokenPipeError):  # ended already: reading tells why
+        stream.sendall(PING)
     heard = b""
     while not heard.endswith(b"\r\n\r\n"):
         data = stream.recv(1)

@@ -144,7 +144,7 @@ def unavailable(reasons: Sequence[ClusterctlError], host: str, socket: str) -> D
             hint="`sudo usermod -aG docker $USER` there, then log in again; "
             "or allow `sudo -n docker` without a password",
         )
-    if re.search("docker.*not found|failed to run command.*docker", text, re.IGNORECASE):
+    if re.search("docker: (command )?not found", text):
         return DockerUnavailable(
             f"there is no Docker on this host ({text})",
             host=host,

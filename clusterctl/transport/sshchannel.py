@@ -18,6 +18,7 @@ from clusterctl.transport.base import Result, shell_line
 SESSIONS_AT_ONCE = 8  # of sshd's MaxSessions, 10 by default
 REFUSED_FOR_S = 5.0
 REFUSED_PAUSE_S = 0.05
+ANSWER_CHECK_S = 0.2
 CHUNK = 32768
 SSH_SIGNALLED = 255  # what ssh itself says of a command that a signal ended
 GRACE_S = 2.0
@@ -40,10 +41,12 @@ def open_channel(
     message, channel, answered = _announce(transport, kind)
     message.add_bytes(details)
     transport._send_user_message(message)  # type: ignore[attr-defined]
-    if not answered.wait(timeout):
-        raise TimeoutError(f"no answer to opening {kind} within {timeout:g} s")
-    if not transport.is_active():
-        raise EOFError(f"the connection ended while opening {kind}")
+    deadline = time.monotonic() + timeout
+    while not answered.wait(ANSWER_CHECK_S):  # a connection that ends does not always say so here
+        if not transport.is_active():
+            raise EOFError(f"the connection ended while opening {kind}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer to opening {kind} within {timeout:g} s")
     if transport._channels.get(channel.get_id()) is None:  # type: ignore[attr-defined]
         raise ChannelRefused(str(transport.get_exception() or "refused"))
     return channel

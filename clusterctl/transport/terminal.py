@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -17,6 +16,7 @@ from types import FrameType
 from clusterctl.transport.base import ByteStream
 
 CHUNK = 4096
+NO_TERMINAL = (80, 24)
 
 
 def terminal_type() -> str:
@@ -24,9 +24,11 @@ def terminal_type() -> str:
 
 
 def terminal_size() -> tuple[int, int]:
-    """Columns, rows."""
-    size = shutil.get_terminal_size()
-    return size.columns, size.lines
+    """Columns, rows. Asked of the terminal itself: COLUMNS may be older than the window."""
+    try:
+        return os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return NO_TERMINAL
 
 
 def attach(remote: ByteStream, resize: Callable[[int, int], object]) -> None:
