@@ -13,6 +13,7 @@ from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report
 from clusterctl.journal import Journal
 from clusterctl.launch import RAY_TOKEN, LaunchPlan, NodePlan
+from clusterctl.links import Opener
 from clusterctl.members import members
 from clusterctl.observe import Versions, look, read_back
 from clusterctl.planning import SPEC_FILE, Prospect, left_behind, prospect
@@ -46,12 +47,22 @@ def plan_up(session: Session, report: Report) -> LaunchPlan:
     return found.plan
 
 
-def up(session: Session, *, report: Report, approve: Approve, check_sanity: bool = True) -> Up:
-    """Bring the cluster to what its spec asks for. On any failure what this run made is undone."""
+def up(
+    session: Session,
+    *,
+    report: Report,
+    approve: Approve,
+    check_sanity: bool = True,
+    opener: Opener | None = None,
+) -> Up:
+    """Bring the cluster to what its spec asks for. On any failure what this run made is undone.
+
+    `opener` reaches hosts that left the cluster (tests).
+    """
     spec = session.spec
     with (
         lock.held(session.head, spec.name, report) as fresh,
-        left_behind(session, report) as leaving,
+        left_behind(session, report, opener) as leaving,
     ):
         found = prospect(session, report, leaving)
         _say_warnings(found, report)

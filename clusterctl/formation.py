@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from clusterctl.errors import ClusterctlError, NotReady, Unreachable
@@ -81,12 +81,19 @@ class Watch:
     def __init__(self) -> None:
         self.newest = RayReport(None, "Ray is starting")
         self.pid: int | None = None
+        self._news = threading.Event()
 
     def take(self, line: str) -> None:
         if self.pid is None and line.startswith('{"pid"'):
             self.pid = json.loads(line)["pid"]
         elif line.startswith("{"):  # Ray's own warnings come on the same stream
             self.newest = parse_report(line)
+            self._news.set()
+
+    def wait_for_news(self) -> None:
+        """Until the probe has said something again, for a second at most."""
+        self._news.wait(POLL_S)
+        self._news.clear()
 
 
 @contextmanager
@@ -127,15 +134,13 @@ def wait(
     ray_port: int,
     report: Report,
     timeout: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Formation:
     """Until every node is there as planned. Raises NotReady or Unreachable as soon as one cannot
     come any more, or at the timeout, naming what is missing with its last log lines."""
     head = next(node for node in expected if node.role == "head")
     container_id = look(session).containers[head.name].id
     argv = [*_probe_argv(session.head, head, ray_port), "--seconds", f"{timeout + 10:g}"]
-    deadline = clock() + timeout
+    deadline = time.monotonic() + timeout
     said = ""
     report(Event("begin", "formation", f"{len(expected)} nodes", total=len(expected)))
     with watching(session.head, container_id, argv, timeout + 20) as watch:
@@ -148,9 +153,9 @@ def wait(
             if text != said:
                 said = text
                 report(Event("note", "formation", text, done=formation.ready, total=len(expected)))
-            if formation.failed or clock() >= deadline:
+            if formation.failed or time.monotonic() >= deadline:
                 raise _failure(session, formation, seen, timeout)
-            sleep(POLL_S)
+            watch.wait_for_news()
     report(Event("done", "formation", f"{formation.ready}/{len(expected)} nodes"))
     return formation
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from clusterctl import hoststate, network
+from clusterctl import hoststate, network, reach
 from clusterctl.config import spec_from_dict
 from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
 from clusterctl.doctor.check import Finding
@@ -15,7 +15,7 @@ from clusterctl.errors import PreflightFailed
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.launch import LaunchPlan, Place, expected_nodes, model_directories, plan
-from clusterctl.links import HostLink
+from clusterctl.links import HostLink, Opener
 from clusterctl.preflight import Candidate, preflight, refuse
 from clusterctl.raycluster import ExpectedNode
 from clusterctl.runtime import SeenContainer
@@ -52,7 +52,7 @@ def prospect(session: Session, report: Report, leaving: Session | None) -> Prosp
     facts = session.facts()
     hosts = results(session.each(lambda link: _look(spec, link, facts[link.name])))
     report(Event("done", "facts", f"{len(facts)} hosts"))
-    findings, chosen = _judge(spec, facts, hosts)
+    findings, chosen = _judge(session, facts, hosts, report)
     refuse(findings)
     places = {
         node.name: _place(spec, session.link(node.name), facts[node.name], hosts, chosen)
@@ -80,8 +80,12 @@ def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
 
 
 def _judge(
-    spec: ClusterSpec, facts: Mapping[str, HostFacts], hosts: Mapping[str, _Host]
+    session: Session,
+    facts: Mapping[str, HostFacts],
+    hosts: Mapping[str, _Host],
+    report: Report,
 ) -> tuple[list[Finding], network.Chosen]:
+    spec = session.spec
     findings = preflight(
         Candidate(
             spec,
@@ -93,15 +97,15 @@ def _judge(
         for node in spec.nodes
     )
     try:
-        chosen = _addresses(spec, facts)
+        reached = _addresses(session, facts, report)
     except PreflightFailed as error:
         failed = Finding("network.address", error.host, "fail", error.message, error.hint)
         return [*findings, failed], {}
-    for warning in network.address_warnings(chosen, facts):
-        findings.append(
-            Finding("network.address", warning.host, "warn", warning.message, warning.hint)
-        )
-    return findings, chosen
+    warnings = [
+        Finding("network.address", warning.host, "warn", warning.message, warning.hint)
+        for warning in network.address_warnings(reached.chosen, facts)
+    ]
+    return [*findings, *reached.findings, *warnings], reached.chosen
 
 
 def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
@@ -110,15 +114,36 @@ def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
     return ours or facts.docker.error is not None
 
 
-def _addresses(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> network.Chosen:
+def _addresses(session: Session, facts: Mapping[str, HostFacts], report: Report) -> reach.Reached:
+    """The best addresses on which all hosts reach each other. One host has nobody to try."""
+    spec = session.spec
     if spec.runtime == "process":
-        return {
-            node.name: network.ChosenAddress(
-                node.cluster_address or "127.0.0.1", "lo", "this machine"
-            )
-            for node in spec.nodes
-        }
-    return network.choose_addresses(spec, facts)
+        return reach.Reached(_loopback(spec))
+    candidates = network.candidates(spec, facts)
+    if len(spec.nodes) == 1:
+        return reach.Reached(candidates[0])
+    report(Event("begin", "network"))
+    tried = reach.targets(spec, candidates)
+    answers = results(session.each(lambda link: _try(link, tried[link.name], spec)))
+    reached = reach.choose(spec, candidates, answers)
+    report(Event("done", "network", reached.chosen[spec.head].reason))
+    return reached
+
+
+def _loopback(spec: ClusterSpec) -> network.Chosen:
+    return {
+        node.name: network.ChosenAddress(node.cluster_address or "127.0.0.1", "lo", "this machine")
+        for node in spec.nodes
+    }
+
+
+def _try(
+    link: HostLink, tried: Sequence[reach.Target], spec: ClusterSpec
+) -> dict[reach.Target, reach.Answer]:
+    answer = link.transport.run(
+        ["sh", "-s"], stdin=reach.script(tried).encode(), timeout=spec.limits.command_timeout
+    )
+    return reach.parse(answer.stdout, tried, host=link.name)
 
 
 def _place(
@@ -144,8 +169,13 @@ def _place(
 
 
 @contextmanager
-def left_behind(session: Session, report: Report) -> Iterator[Session | None]:
-    """Links to the hosts that the last `up` used and the spec does not name any more."""
+def left_behind(
+    session: Session, report: Report, opener: Opener | None = None
+) -> Iterator[Session | None]:
+    """Links to the hosts that the last `up` used and the spec does not name any more.
+
+    `opener` replaces how they are reached (tests).
+    """
     spec = session.spec
     said = hoststate.read(session.head.transport, spec.name, SPEC_FILE)
     gone = _gone(spec, spec_from_dict(json.loads(said))) if said else None
@@ -153,7 +183,7 @@ def left_behind(session: Session, report: Report) -> Iterator[Session | None]:
         yield None
         return
     names = [node.name for node in gone.nodes if node.name not in {n.name for n in spec.nodes}]
-    with Session.connect(gone, names=names, report=report, partial=True) as leaving:
+    with Session.connect(gone, names=names, report=report, partial=True, opener=opener) as leaving:
         for name, error in leaving.failures.items():
             text = f"left the cluster, but its container may still run: {error.message}"
             report(Event("warn", "connect", text, name))

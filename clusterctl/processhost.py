@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +61,6 @@ class ProcessHost:
         self.host = node.name
         self.root = state / node.name
         self.home = str(self.root)
-        self._children: list[subprocess.Popen[bytes]] = []
 
     def containers(self, labels: Mapping[str, str]) -> list[SeenContainer]:
         record = self._read()
@@ -124,7 +124,7 @@ class ProcessHost:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._children.append(process)
+        threading.Thread(target=process.wait, daemon=True).start()  # no zombie, if we outlive it
         started_at = datetime.now(timezone.utc).isoformat()
         self._write(replace(record, pid=process.pid, started_at=started_at))
 
@@ -209,9 +209,11 @@ class ProcessHost:
         with path.open(encoding="utf-8", errors="replace") as log:
             lines = log.read().splitlines()
             yield from lines if tail is None else lines[max(0, len(lines) - tail) :]
-            while follow and self._runs(record):
-                yield from log.read().splitlines()
+            runs = follow
+            while runs:
                 time.sleep(POLL_S)
+                runs = self._runs(record)  # asked before the last look, which must come after
+                yield from log.read().splitlines()
 
     def inspect(self, container_id: str) -> Mapping[str, object]:
         """The part of `docker inspect` that says how it was made."""
@@ -288,8 +290,6 @@ class ProcessHost:
             return None
 
     def _runs(self, record: Record) -> bool:
-        for child in self._children:
-            child.poll()  # a zombie of ours would look alive
         return record.pid is not None and is_marked(record.pid, record.scratch)
 
     def _end_all(self, record: Record) -> None:
@@ -297,8 +297,6 @@ class ProcessHost:
         while left := marked(record.scratch):
             for pid in left:
                 _kill(pid)
-            for child in self._children:
-                child.poll()
             time.sleep(POLL_S)
 
     def _read(self) -> Record | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -57,17 +58,24 @@ def place(name: str = "gpu01", address: str = "10.0.0.11", **changes: object) ->
 
 
 class StateTransport(ScriptedTransport):
-    """Answers the facts probe from a recording; runs the state directory's scripts for real, on a
-    directory of its own."""
+    """Answers the facts probe from a recording, and that it reaches all but `unreached` (address,
+    or address and port); runs the state directory's scripts for real, on a directory of its own."""
 
     def __init__(self, host: str, address: str, root: Path, trace: Trace = untraced) -> None:
-        super().__init__(host, {"sh": self._facts(host, address)}, trace=trace)
+        super().__init__(host, {"sh": self._probed}, trace=trace)
         self.root = root
-
-    @staticmethod
-    def _facts(host: str, address: str) -> Callable[[bytes], str]:
+        self.unreached: set[str] = set()
         text = RECORDED.read_text().replace("debian-docker20", host)
-        return lambda _: text.replace("10.0.0.11", address)
+        self._facts = text.replace("10.0.0.11", address)
+
+    def _probed(self, script: bytes) -> str:
+        tried = re.findall(r"^probe (\S+) (\d+) &$", script.decode(), re.MULTILINE)
+        return "\n".join(self._tried(*target) for target in tried) or self._facts
+
+    def _tried(self, address: str, port: str) -> str:
+        lost = {address, f"{address} {port}"} & self.unreached
+        said = "124 -" if lost else "1 - Connection refused"
+        return f"@@clusterctl reach {address} {port} {said}"
 
     @property
     def state(self) -> Path:
@@ -112,6 +120,7 @@ class RayRuntime(FakeRuntime):
         self.joins = True
         self.holds: list[str | None] = list(VERSIONS)
         self.overrides: dict[str, str] = {}
+        self.deployments: list[dict[str, object]] = []  # records of remote/deployments.py
         cluster[host] = self
 
     def start(self, container_id: str) -> None:
@@ -144,6 +153,8 @@ class RayRuntime(FakeRuntime):
         box = self._running(container_id)
         if argv[0] == "kill":
             return Result(tuple(argv), 0, "", "")
+        if tuple(argv[:3]) == ("python3", "-", "list"):
+            return Result(tuple(argv), 0, json.dumps(self.deployments), "")
         if argv[1].endswith(RAY_PROBE):
             return Result(tuple(argv), 0, self.ray_says(), "")
         if argv[1].endswith(NODE_PROBE):
