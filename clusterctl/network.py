@@ -21,11 +21,13 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class ChosenAddress:
-    """A node's address in the cluster, the interface that carries it, and why this one."""
+    """A node's address in the cluster, the interface that carries it, and why this one. `network`
+    is the subnet that the address is in, as 10.0.0.0/24."""
 
     address: str
     interface: str
     reason: str
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _reason(found: Sequence[Option], sets: Sequence[Sequence[Option]]) -> str:
 
 
 def _chosen(option: Option, reason: str) -> ChosenAddress:
-    return ChosenAddress(str(option.ip), option.interface.name, reason)
+    return ChosenAddress(str(option.ip), option.interface.name, reason, str(option.network))
 
 
 def _duplicates(chosen: Chosen) -> list[str]:
