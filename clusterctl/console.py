@@ -269,7 +269,9 @@ def _event_text(event: Event) -> Text:
     label = "warning: " if event.kind == "warn" else ""
     said = event.message or _SAID.get(event.kind, "")
     where = event.host or "cluster"
-    how_far = f" {100 * (event.done or 0) // event.total}%" if event.total else ""
+    how_far = ""
+    if event.kind == "progress" and event.total:
+        how_far = f" {100 * (event.done or 0) // event.total}%"
     return Text(
         f"{where} | {event.step}{how_far}: {label}{said}", style=_EVENT_STYLES.get(event.kind, "")
     )
