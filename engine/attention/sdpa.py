@@ -107,7 +107,7 @@ class _Prefill:
     blocks: torch.Tensor
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-        gathered = cache[:, self.blocks].flatten(1, 2)[:, : self.span.stop].transpose(1, 2)
+        gathered = _gathered(cache, self.blocks)[:, : self.span.stop].transpose(1, 2)
         grouped = torch.unflatten(query, 1, (gathered.shape[1], -1)).permute(1, 2, 0, 3)
         keys, values = gathered.unsqueeze(2).expand(-1, -1, grouped.shape[1], -1, -1)
         whole = self.span.start == 0
@@ -133,11 +133,18 @@ class _Decodes:
     visible: torch.Tensor
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-        keys, values = cache[:, self.tables].flatten(2, 3).transpose(2, 3)
+        keys, values = _gathered(cache, self.tables).transpose(2, 3)
         grouped = torch.unflatten(query, 1, (keys.shape[1], -1))
         return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.visible).flatten(
             1, 2
         )
+
+
+def _gathered(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Blocks joined along positions: [2, ..., blocks * block_size, kv_heads, dim] for tables
+    [..., blocks]. Plain indexing would do, at a third of the speed on a CPU."""
+    blocks = cache.index_select(1, tables.flatten())
+    return torch.unflatten(blocks, 1, tables.shape).flatten(tables.ndim, tables.ndim + 1)
 
 
 def _with_rows(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
