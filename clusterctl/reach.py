@@ -22,7 +22,7 @@ from clusterctl.errors import ClusterctlError, PreflightFailed
 from clusterctl.network import Chosen
 from clusterctl.spec import ClusterSpec, NodeSpec
 
-PATIENCE_S = 2
+PATIENCE_S = 4  # a lost SYN is sent again after 1 s and 3 s; a busy host starts bash slowly
 EVERY_PAIR_UP_TO = 32  # hosts; beyond, each tries the head and its next RING hosts
 RING = 8
 SSH_PORT = 22

@@ -208,7 +208,7 @@ def test_a_candidate_with_one_gap_is_passed_over_and_the_reason_says_so() -> Non
         "gpu02": "10.0.0.12",
         "gpu03": "10.0.0.13",
     }
-    gap = "10.0.1.0/24 (ib0): gpu02 cannot reach 10.0.1.13 (gpu03): no answer within 2 s"
+    gap = "10.0.1.0/24 (ib0): gpu02 cannot reach 10.0.1.13 (gpu03): no answer within 4 s"
     assert {one.reason for one in reached.chosen.values()} == {
         f"10.0.0.0/24 is another subnet that all nodes share; passed over {gap}"
     }
@@ -232,8 +232,8 @@ def test_where_no_candidate_will_do_every_pair_is_named() -> None:
     assert caught.value.message == (
         "the hosts do not reach each other:\n"
         "  10.0.1.0/24 (ib0): gpu01, gpu02 cannot reach 10.0.1.13 (gpu03): No route to host; "
-        "gpu03 cannot reach 10.0.1.12 (gpu02): no answer within 2 s\n"
-        "  10.0.0.0/24 (eth0): gpu02 cannot reach 10.0.0.11 (gpu01): no answer within 2 s"
+        "gpu03 cannot reach 10.0.1.12 (gpu02): no answer within 4 s\n"
+        "  10.0.0.0/24 (eth0): gpu02 cannot reach 10.0.0.11 (gpu01): no answer within 4 s"
     )
     assert caught.value.hint == (
         "open the firewalls between them for the cluster's network, or name another network: "
@@ -247,7 +247,7 @@ def test_routed_nodes_are_named_by_all_their_networks() -> None:
         choose(SPEC, [routed], answers(routed, gpu03={"10.0.1.11:22": SILENT}))
     assert caught.value.message.splitlines()[1] == (
         "  10.0.1.0/24, 10.0.0.0/24 (ib0, eth1): gpu03 cannot reach 10.0.1.11 (gpu01): "
-        "no answer within 2 s"
+        "no answer within 4 s"
     )
 
 
@@ -285,7 +285,7 @@ def test_a_firewall_on_rays_port_is_named_for_each_worker_it_stops() -> None:
             "net.ray-port-blocked",
             "gpu02",
             "fail",
-            "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): no answer within 2 s",
+            "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): no answer within 4 s",
             RAY_FIX,
         ),
         Finding(
@@ -337,7 +337,7 @@ def test_a_plan_for_one_host_tries_nothing(bed: Bed) -> None:
 @pytest.mark.parametrize(
     ("lost", "said"),
     [
-        ("10.0.0.3", "gpu02 cannot reach 10.0.0.3 (gpu03): no answer within 2 s"),
+        ("10.0.0.3", "gpu02 cannot reach 10.0.0.3 (gpu03): no answer within 4 s"),
         ("10.0.0.1 6379", "cannot reach Ray's port 6379 on the head, 10.0.0.1 (gpu01)"),
     ],
 )
