@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,9 +26,10 @@ from clusterctl.dockerhost.pullmeter import PullMeter
 from clusterctl.dockerhost.registry import NO_LOGIN, READ_CONFIG, host_login, registry_of
 from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.runtime import PullProgress
+from clusterctl.transport.local import LocalTransport
 from clusterctl.transport.ssh import SshHosts
 from tests.clusterctl import dockerd
-from tests.clusterctl.sshd import Sshd
+from tests.clusterctl.sshd import Sshd, free_port, wait_for_port
 from tests.fakes import Says, ScriptedTransport
 
 SOCKET = "/var/run/docker.sock"
@@ -325,7 +329,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dockerd.Dockerd
 
 
 def test_a_server_that_forwards_no_sockets_is_served_by_dial_stdio(
-    engine: dockerd.Dockerd, tmp_path: object, tmp_path_factory: pytest.TempPathFactory
+    engine: dockerd.Dockerd, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     server = Sshd(tmp_path_factory.mktemp("sshd"), "AllowStreamLocalForwarding no").start()
     hosts = SshHosts(server.spec())
@@ -357,3 +361,41 @@ def test_an_engine_that_was_restarted_is_spoken_to_again(
     finally:
         hosts.close()
         server.stop()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    if shutil.which("docker-registry") is None:
+        pytest.skip("needs docker-registry")
+    port = free_port()
+    config = tmp_path / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/images}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
+    )
+    process = subprocess.Popen(
+        ["docker-registry", "serve", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_port(port)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def test_an_image_is_pulled_with_progress_from_a_real_registry(
+    engine: dockerd.Dockerd, registry: str
+) -> None:
+    name = f"{registry}/team/tiny:1"
+    engine.docker("tag", dockerd.IMAGE, name).check_returncode()
+    engine.docker("push", name).check_returncode()
+    engine.docker("rmi", name, dockerd.IMAGE).check_returncode()
+    host = DockerHost(LocalTransport("gpu01"), engine.socket)
+    seen: list[PullProgress] = []
+    assert host.pull(name, seen.append) == host.image_id(name)
+    assert seen[-1].done == seen[-1].total > 100_000
+    with pytest.raises(ImageMissing, match="no such image") as caught:
+        host.pull(f"{registry}/team/tiny:2", seen.append)
+    assert caught.value.host == "gpu01"
+    host.close()
