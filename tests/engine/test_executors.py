@@ -32,6 +32,8 @@ from tests.engine.echo_runner import ECHO, STILLBORN
 ROOT = str(Path(__file__).parents[2])
 BACKENDS: list[Backend] = ["inproc", "mp", "ray"]
 PROCESSES: list[Backend] = ["mp", "ray"]
+# Where Ray's ranks go through the very code that mp's do, it is asked in the long run only.
+RAY_IN_FULL = pytest.param("ray", marks=pytest.mark.full)
 SHAPE = ModelShape(
     architecture="LlamaForCausalLM",
     num_layers=2,
@@ -58,12 +60,13 @@ def config(backend: Backend, tp: int = 2, pp: int = 1, **more: Any) -> EngineCon
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster() -> Iterator[str]:
+    """Its address."""
     import ray
 
     os.environ["PYTHONPATH"] = ROOT  # as a delivered engine directory: workers import tests too
     ray.init(address="local", num_cpus=2, resources={"cpu_slot": 4}, include_dashboard=False)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
     del os.environ["PYTHONPATH"]
 
@@ -121,13 +124,13 @@ def test_contract(backend: Backend, start: Start) -> None:
             call()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["inproc", "mp", RAY_IN_FULL])
 def test_ranks_are_pp_rank_times_tp_plus_tp_rank(backend: Backend, start: Start) -> None:
     sums = start(config(backend, tp=2, pp=2)).collective("sums", 1)
     assert sums == [(1, 2), (1, 4), (5, 2), (5, 4)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["inproc", "mp", RAY_IN_FULL])
 def test_a_rank_that_raises_is_named_though_the_others_wait_for_it(
     backend: Backend, start: Start
 ) -> None:
@@ -136,7 +139,7 @@ def test_a_rank_that_raises_is_named_though_the_others_wait_for_it(
         executor.collective("fail_among_waiting", 1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["inproc", "mp", RAY_IN_FULL])
 def test_a_hang_ends_at_the_deadline(backend: Backend, start: Start) -> None:
     executor = start(config(backend))
     with pytest.raises(RankFailed, match=r"rank 1: did not answer hang within 0\.5 s"):
@@ -145,7 +148,7 @@ def test_a_hang_ends_at_the_deadline(backend: Backend, start: Start) -> None:
         executor.check_health()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["inproc", "mp", RAY_IN_FULL])
 def test_shutdown_is_idempotent_and_final(backend: Backend, start: Start) -> None:
     executor = start(config(backend))
     pids = set(executor.collective("pid")) - {os.getpid()}
@@ -156,7 +159,7 @@ def test_shutdown_is_idempotent_and_final(backend: Backend, start: Start) -> Non
         executor.collective("rank")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["inproc", "mp", RAY_IN_FULL])
 def test_a_rank_that_cannot_be_built_fails_the_start(backend: Backend, start: Start) -> None:
     with pytest.raises(RankFailed, match="rank 1: RuntimeError: no memory at birth"):
         start(config(backend), STILLBORN)
@@ -171,7 +174,7 @@ def test_a_killed_rank_is_named_and_the_others_are_ended(backend: Backend, start
     wait_gone(pids)
 
 
-@pytest.mark.parametrize("backend", PROCESSES)
+@pytest.mark.parametrize("backend", ["mp", RAY_IN_FULL])
 def test_an_idle_rank_that_dies_is_noticed_by_check_health(backend: Backend, start: Start) -> None:
     executor = start(config(backend))
     pids = executor.collective("pid")
@@ -181,7 +184,7 @@ def test_an_idle_rank_that_dies_is_noticed_by_check_health(backend: Backend, sta
     wait_gone(pids)
 
 
-@pytest.mark.parametrize("backend", PROCESSES)
+@pytest.mark.parametrize("backend", ["mp", RAY_IN_FULL])
 def test_a_hanging_rank_is_gone_after_shutdown(backend: Backend, start: Start) -> None:
     executor = start(config(backend))
     pids = executor.collective("pid")
@@ -196,22 +199,26 @@ import sys
 from engine.executor import start_executor
 from tests.engine.echo_runner import ECHO
 from tests.engine.test_executors import SHAPE, config
-executor = start_executor(config("mp"), SHAPE, ECHO)
-print(*executor.collective("pid"), flush=True)
+executor = start_executor(config(sys.argv[1]), SHAPE, ECHO)
+print("ranks", *executor.collective("pid"), flush=True)
 executor.collective("hang", 0)
 """
 
 
-def test_mp_needs_no_main_guard_and_leaves_no_orphan_when_the_driver_is_killed(
-    tmp_path: Path,
+@pytest.mark.parametrize("backend", PROCESSES)
+def test_a_driver_needs_no_main_guard_and_leaves_no_orphan_when_it_is_killed(
+    backend: Backend, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     environment = {**os.environ, "PYTHONPATH": ROOT}
-    command = [sys.executable, str(script)]
+    if backend == "ray":
+        environment["RAY_ADDRESS"] = request.getfixturevalue("ray_cluster")
+    command = [sys.executable, str(script), backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
         assert driver.stdout is not None
-        pids = [int(pid) for pid in driver.stdout.readline().split()]
+        line = next(line for line in driver.stdout if line.startswith("ranks"))
+        pids = [int(pid) for pid in line.split()[1:]]
         assert len(pids) == 2
         driver.kill()
     wait_gone(pids)  # one of them hangs in a call that would never return
