@@ -135,8 +135,7 @@ def explain(text: str, host: str, doing: str) -> ClusterctlError:
 
 def unavailable(reasons: Sequence[ClusterctlError], host: str, socket: str) -> DockerUnavailable:
     """Every way to the socket failed: what they say together."""
-    said = [_words(reason) for reason in reasons]
-    text = " | ".join(said)
+    text = " | ".join(dict.fromkeys(_words(reason) for reason in reasons))
     if re.search("permission denied", text, re.IGNORECASE):
         return DockerUnavailable(
             f"this login may not use Docker's socket {socket} ({text})",

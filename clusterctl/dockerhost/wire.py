@@ -25,6 +25,11 @@ CALL_TIMEOUT_S = 60.0
 SILENCE_S = 600.0  # the SDK asks for no limit on a pull; without a word for so long it is lost
 POOL_SIZE = 8
 
+# A pooled connection may have ended unnoticed (dockerd restarted): what only reads is asked again.
+ONCE_MORE = urllib3.Retry(
+    total=1, connect=0, read=1, redirect=0, status=0, other=0, allowed_methods=("GET", "HEAD")
+)
+
 Dial = Callable[[], ByteStream]
 
 
@@ -51,7 +56,7 @@ class StreamAdapter(BaseHTTPAdapter):
     def __init__(self, dial: Dial, trace: Trace) -> None:
         self._pool = _Pool(dial)
         self._trace = trace
-        super().__init__()
+        super().__init__(max_retries=ONCE_MORE)
 
     def get_connection(self, url: str | bytes, proxies: object = None) -> _Pool:
         return self._pool

@@ -48,7 +48,10 @@ def open_channel(
         if time.monotonic() > deadline:
             raise TimeoutError(f"no answer to opening {kind} within {timeout:g} s")
     if transport._channels.get(channel.get_id()) is None:  # type: ignore[attr-defined]
-        raise ChannelRefused(str(transport.get_exception() or "refused"))
+        refusal = transport.get_exception()
+        raise ChannelRefused(
+            refusal.text if isinstance(refusal, paramiko.ChannelException) else "refused"
+        )
     return channel
 
 

@@ -63,19 +63,32 @@ def direct(target: SshTarget, host: str, timeout: float) -> socket.socket:
     try:
         road = socket.create_connection((target.hostname, target.port), timeout)
     except OSError as error:
-        raise Unreachable(_no_road(target, error, timeout), host=host) from error
+        raise _no_road(target, error, host, timeout) from error
     road.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small requests, each waited for
     return road
 
 
-def _no_road(target: SshTarget, error: OSError, timeout: float) -> str:
+def _no_road(target: SshTarget, error: OSError, host: str, timeout: float) -> Unreachable:
     if isinstance(error, socket.gaierror):
-        return f"the name {target.hostname!r} does not resolve"
+        return Unreachable(
+            f"the name {target.hostname!r} does not resolve",
+            host=host,
+            hint="check the spelling, or give the host's IP as its `address`",
+        )
     if isinstance(error, TimeoutError):
-        return f"{target.where} did not answer within {timeout:g} s: host down, or a firewall"
+        return Unreachable(
+            f"{target.where} did not answer within {timeout:g} s",
+            host=host,
+            hint=f"the host is down, or a firewall drops TCP port {target.port}: `ping "
+            f"{target.hostname}` tells which",
+        )
     if isinstance(error, ConnectionRefusedError):
-        return f"nothing listens at {target.hostname}:{target.port}: is sshd running there?"
-    return f"{target.where} cannot be reached: {error.strerror or error}"
+        return Unreachable(
+            f"nothing listens at {target.hostname}:{target.port}",
+            host=host,
+            hint="`sudo systemctl start ssh` there, or give the `port` where its sshd listens",
+        )
+    return Unreachable(f"{target.where} cannot be reached: {error.strerror or error}", host=host)
 
 
 def through(jump: Connection, target: SshTarget, host: str, timeout: float) -> paramiko.Channel:

@@ -221,7 +221,8 @@ def test_too_many_keys_end_in_one_clear_error(
 def test_a_port_where_nothing_listens(sshd: Sshd, connect: Connect) -> None:
     port = free_port()
     error = refused(connect, sshd.spec(), replace(sshd.node(), port=port))
-    assert error.message == f"nothing listens at 127.0.0.1:{port}: is sshd running there?"
+    assert error.message == f"nothing listens at 127.0.0.1:{port}"
+    assert "systemctl start ssh" in (error.hint or "")
 
 
 def test_a_name_that_does_not_resolve(sshd: Sshd, connect: Connect) -> None:
