@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from engine.executor.base import RUNNER, Executor
@@ -18,6 +19,8 @@ def start_executor(config: EngineConfig, shape: ModelShape, runner: str = RUNNER
     brings torch into this process. Raises RankFailed when a rank does not come up.
     """
     if config.backend == "ray":
+        # Every rank's progress is a line of its own. Ray reads this while it is imported.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from engine.executor.ray_actors import start_ray
 
         return start_ray(config, shape, runner)

@@ -175,16 +175,13 @@ def _actor(group: PlacementGroup, bundle: int, resource: str) -> Any:
     return options.remote()
 
 
-def rank_env(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a rank needs of the driver's environment: its own node says the rest."""
-    owner = {OWNER: environ[OWNER]} if OWNER in environ else {}
-    return {"PYTHONPATH": import_path(), **owner}
-
-
-def import_path() -> str:
-    """The engine's own directory first: it may have been delivered as a plain directory."""
+def rank_env(driver: Mapping[str, str]) -> dict[str, str]:
+    """The little that an actor takes from the driver's environment; its own node says the rest.
+    The engine's directory is first on the path: it may have been delivered as a plain one."""
     mine = str(Path(engine.__file__).parent.parent)
-    return os.pathsep.join(filter(None, [mine, os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [mine, driver.get("PYTHONPATH")]))
+    owner = {OWNER: driver[OWNER]} if OWNER in driver else {}
+    return {"PYTHONPATH": path, **owner}
 
 
 def _connect() -> bool:

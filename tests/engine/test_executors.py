@@ -231,6 +231,22 @@ def test_mp_environment_keeps_what_the_operator_set() -> None:
     assert ours["HOME"] == "/h"
 
 
+def test_ray_actors_take_little_from_the_driver() -> None:
+    from engine.executor.ray_actors import rank_env
+
+    driver = {
+        "PYTHONPATH": "/more",
+        "GLOO_SOCKET_IFNAME": "eth9",
+        "VLLM_HOST_IP": "10.0.0.1",
+        "ENGINE_DEPLOYMENT": "cluster/model",
+    }
+    assert rank_env(driver) == {
+        "PYTHONPATH": f"{ROOT}:/more",
+        "ENGINE_DEPLOYMENT": "cluster/model",
+    }
+    assert rank_env({}) == {"PYTHONPATH": ROOT}
+
+
 def test_ray_refuses_at_once_what_the_cluster_cannot_hold(start: Start) -> None:
     needs = r"tp=7 x pp=1 needs 7 cpu_slot slots; .* has 4 \(.*: 4"
     with pytest.raises(PlacementError, match=needs):
