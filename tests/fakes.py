@@ -15,7 +15,13 @@ from clusterctl.runtime import PullProgress, SeenContainer
 from clusterctl.session import Session
 from clusterctl.spec import ClusterSpec, NodeSpec
 from clusterctl.trace import Trace, untraced
-from clusterctl.transport.base import DEFAULT_TIMEOUT_S, ByteStream, Result, SocketRefused
+from clusterctl.transport.base import (
+    DEFAULT_TIMEOUT_S,
+    ByteStream,
+    Result,
+    SocketRefused,
+    trace_line,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class ScriptedTransport:
     def _said(self, argv: Sequence[str], stdin: bytes) -> Says:
         if self.closed:
             raise Unreachable("the connection is closed", host=self.host)
-        self._trace(f"{self.host}\trun {' '.join(argv)}")
+        self._trace(trace_line(self.host, argv))
         self.ran.append(tuple(argv))
         return self.script.answer(argv, stdin)
 

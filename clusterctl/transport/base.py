@@ -106,6 +106,11 @@ def shell_line(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
+def trace_line(host: str, argv: Sequence[str]) -> str:
+    """A command as one line of the transport log."""
+    return f"{host}\trun {shell_line(argv)}".replace("\n", "\\n")
+
+
 _PUT = """\
 umask 077
 part="$1.$$.part"

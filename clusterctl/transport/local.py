@@ -23,6 +23,7 @@ from clusterctl.transport.base import (
     SocketRefused,
     put_argv,
     shell_line,
+    trace_line,
 )
 from clusterctl.transport.lines import LineSplitter
 
@@ -56,7 +57,7 @@ class LocalTransport:
     def _start(
         self, argv: Sequence[str], pipes: Mapping[str, int | IO[bytes]]
     ) -> subprocess.Popen[bytes]:
-        self._trace(f"{self.host}\trun {shell_line(argv)}")
+        self._trace(trace_line(self.host, argv))
         with self._lock:
             if self._closed:
                 raise Unreachable("the connection is closed", host=self.host)
@@ -156,7 +157,7 @@ class LocalTransport:
         return left
 
     def interact(self, argv: Sequence[str]) -> int:
-        self._trace(f"{self.host}\trun {shell_line(argv)}")
+        self._trace(trace_line(self.host, argv))
         return subprocess.call([*THROUGH_SHELL, *argv])
 
     def put(self, data: bytes, path: str, *, mode: int = 0o644) -> None:

@@ -21,7 +21,7 @@ from clusterctl.transport.base import (
     Result,
     SocketRefused,
     put_argv,
-    shell_line,
+    trace_line,
 )
 from clusterctl.transport.lines import LineSplitter
 from clusterctl.transport.sshchannel import (
@@ -74,7 +74,7 @@ class SshTransport:
     ) -> Command:
         if not self._ssh.is_active():
             raise Unreachable("the connection is closed", host=self.host)
-        self._trace(f"{self.host}\trun {shell_line(argv)}")
+        self._trace(trace_line(self.host, argv))
         return self._sessions.start(argv, timeout, ended_after=ended_after)
 
     def run(
@@ -118,7 +118,7 @@ class SshTransport:
         return code
 
     def interact(self, argv: Sequence[str]) -> int:
-        self._trace(f"{self.host}\trun {shell_line(argv)}")
+        self._trace(trace_line(self.host, argv))
         pty = (terminal_type(), *terminal_size())
         command = self._sessions.start(argv, DEFAULT_TIMEOUT_S, pty=pty)
         try:

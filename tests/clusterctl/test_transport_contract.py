@@ -201,6 +201,12 @@ def test_a_closed_transport_is_unreachable(transport: Transport) -> None:
     assert caught.value.host == "gpu01"
 
 
+def test_every_command_is_one_line_of_the_log() -> None:
+    lines: list[str] = []
+    LocalTransport("gpu01", trace=lines.append).run(["printf", "a\nb c"])
+    assert lines == ["gpu01\trun printf 'a\\nb c'"]
+
+
 # --- what only real hosts can show
 
 
