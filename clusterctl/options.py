@@ -99,6 +99,26 @@ Devices = Annotated[
         show_default=False,
     ),
 ]
+ModelDirs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-dir",
+        metavar="DIR",
+        help="Mount this directory of every host at the same path; repeat it, or use commas.",
+        callback=split_commas,
+        show_default=False,
+    ),
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        "-e",
+        metavar="KEY=VALUE",
+        help="An environment variable of every node, such as NCCL_IB_HCA=mlx5; repeat it.",
+        show_default=False,
+    ),
+]
 SshConfig = Annotated[
     str | None,
     typer.Option(
@@ -154,6 +174,8 @@ def load_spec(
     name: str | None = None,
     image: str | None = None,
     devices: str | None = None,
+    model_dirs: Sequence[str] | None = None,
+    env: Sequence[str] | None = None,
     ssh_config: str | None = None,
     accept_new_host_keys: bool = False,
 ) -> ClusterSpec:
@@ -168,6 +190,8 @@ def load_spec(
         name=name,
         image=image,
         devices=devices,
+        model_dirs=tuple(model_dirs or ()),
+        env=tuple(env or ()),
         ssh_config=ssh_config,
         accept_new_host_keys=accept_new_host_keys or None,
     )

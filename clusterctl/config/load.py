@@ -53,6 +53,8 @@ class Flags:
     name: str | None = None
     image: str | None = None
     devices: str | None = None
+    model_dirs: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
     ssh_config: str | None = None
     accept_new_host_keys: bool | None = None
 
@@ -61,6 +63,8 @@ class Flags:
             ("name",): (self.name, "--name"),
             ("image",): (self.image, "--image"),
             ("devices",): (self.devices, "--devices"),
+            ("model_dirs",): (list(self.model_dirs) or None, "--model-dir"),
+            **{("env", key): (value, "--env") for key, value in map(_assignment, self.env)},
             ("ssh", "config"): (self.ssh_config, "--ssh-config"),
             ("ssh", "accept_new_host_keys"): (
                 self.accept_new_host_keys or None,
@@ -72,6 +76,13 @@ class Flags:
             for path, (value, flag) in said.items()
             if value is not None
         }
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--env {text}: there is no value", hint=f"--env {text}=VALUE")
+    return key, value
 
 
 @dataclass(frozen=True)

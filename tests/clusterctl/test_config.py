@@ -473,6 +473,22 @@ class TestFlags:
             "network.subnet": "by up",
         }
 
+    def test_mounts_and_variables_without_a_file(self, tmp_path: Path) -> None:
+        flags = Flags(head="a", model_dirs=("/models", "/data"), env=("NCCL_DEBUG=INFO", "A=b=c"))
+        spec = load(tmp_path, None, flags).spec
+        assert spec.model_dirs == ("/models", "/data")
+        assert spec.env == {"NCCL_DEBUG": "INFO", "A": "b=c"}
+
+    def test_a_variable_of_a_flag_joins_those_of_the_file(self, tmp_path: Path) -> None:
+        file = "hosts: [a]\nenv: {NCCL_DEBUG: INFO, KEPT: '1'}"
+        spec = load(tmp_path, file, Flags(env=("NCCL_DEBUG=WARN",))).spec
+        assert spec.env == {"NCCL_DEBUG": "WARN", "KEPT": "1"}
+
+    def test_a_variable_without_a_value_is_refused(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, "hosts: [a]", flags=Flags(env=("NCCL_DEBUG",)))
+        assert error.message == "--env NCCL_DEBUG: there is no value"
+        assert error.hint == "--env NCCL_DEBUG=VALUE"
+
     def test_a_fault_in_a_flag_names_the_flag(self, tmp_path: Path) -> None:
         error = refusal(tmp_path, "hosts: [a]", flags=Flags(devices="tpu"))
         assert (
