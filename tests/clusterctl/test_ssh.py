@@ -342,7 +342,7 @@ def test_a_connection_lost_during_a_command(sshd: Sshd, connect: Connect) -> Non
         sshd.signal_connections(signal.SIGKILL)
 
     with pytest.raises(Unreachable, match="lost during sh") as caught:
-        transport.stream(["sh", "-c", "echo ready; sleep 600"], cut, timeout=30)
+        transport.stream(["sh", "-c", "echo ready; sleep 60"], cut, timeout=30)
     assert caught.value.host == "gpu01"
     with pytest.raises(Unreachable):
         transport.run(["true"])
@@ -362,7 +362,7 @@ def test_a_host_that_falls_silent_is_lost_not_waited_for(
 
     try:
         with pytest.raises(Unreachable, match="lost"):
-            transport.stream(["sh", "-c", "echo ready; sleep 600"], freeze)
+            transport.stream(["sh", "-c", "echo ready; sleep 60"], freeze)
     finally:
         sshd.signal_connections(signal.SIGCONT)
     assert stopped.is_set()
