@@ -20,12 +20,9 @@ LABEL_ROLE = "clusterctl.role"
 LABEL_SPEC_HASH = "clusterctl.spec-hash"
 LABEL_VERSION = "clusterctl.version"
 
-# The docker command line sends these empty, and `docker inspect` tells empty from absent.
+# The docker command line of 20.10 sends these empty, and `docker inspect` tells empty from absent.
+# Later ones send more of them so; that is all in which their containers differ.
 _CLI_EMPTY: dict[str, Any] = {
-    "BlkioDeviceReadBps": [],
-    "BlkioDeviceReadIOps": [],
-    "BlkioDeviceWriteBps": [],
-    "BlkioDeviceWriteIOps": [],
     "BlkioWeightDevice": [],
     "Dns": [],
     "DnsOptions": [],
@@ -142,7 +139,7 @@ def _host_config(spec: ContainerSpec) -> dict[str, Any]:
         "CapAdd": list(spec.cap_add) or None,
         "SecurityOpt": list(spec.security_opt) or None,
         "GroupAdd": list(spec.group_add) or None,
-        "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in spec.ulimits],
+        "Ulimits": [_ulimit(ulimit) for ulimit in spec.ulimits] or None,
         **({"IpcMode": spec.ipc} if spec.ipc else {}),
         **({"ShmSize": spec.shm_size} if spec.shm_size else {}),
         **({"Mounts": [_mount(mount) for mount in spec.mounts]} if spec.mounts else {}),
@@ -167,6 +164,10 @@ def _device_requests(gpus: str | None) -> list[dict[str, Any]]:
 
 def _device(path: str) -> dict[str, str]:
     return {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"}
+
+
+def _ulimit(ulimit: Ulimit) -> dict[str, Any]:
+    return {"Name": ulimit.name, "Soft": ulimit.soft, "Hard": ulimit.hard}
 
 
 def _mount(mount: MountSpec) -> dict[str, Any]:

@@ -67,10 +67,6 @@ def test_the_engine_is_told_the_same() -> None:
         "Env": ["A=b c", "NCCL_SOCKET_IFNAME==eth0"],
         "Labels": {"clusterctl.cluster": "c"},
         "HostConfig": {
-            "BlkioDeviceReadBps": [],
-            "BlkioDeviceReadIOps": [],
-            "BlkioDeviceWriteBps": [],
-            "BlkioDeviceWriteIOps": [],
             "BlkioWeightDevice": [],
             "Dns": [],
             "DnsOptions": [],

@@ -75,11 +75,11 @@ def test_the_printed_line_makes_the_same_container(cluster: Cluster) -> None:
         host, words = node["name"], shlex.split(node["command"])
         made = cluster.inspect(host)
         renamed = ["pasted" if word == cluster.container(host) else word for word in words]
-        cluster.testbed.ssh(host, shlex.join([renamed[0], "create", *renamed[3:]]))
+        cluster.testbed.ssh(host, shlex.join(renamed))
         try:
             pasted = cluster.inspect(host, "pasted")
         finally:
-            cluster.testbed.ssh(host, "docker rm pasted")
+            cluster.testbed.ssh(host, "docker rm --force pasted")
         assert comparable(pasted) == comparable(made)
 
 
