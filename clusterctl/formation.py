@@ -161,7 +161,7 @@ def wait(
 
 
 def _form(expected: Sequence[ExpectedNode], report: RayReport, seen: Seen) -> Formation:
-    return form(expected, report, seen.containers, seen.unreachable, seen.last_lines)
+    return form(expected, report, seen.containers, seen.boots, seen.unreachable, seen.last_lines)
 
 
 def _failure(session: Session, formation: Formation, seen: Seen, timeout: float) -> ClusterctlError:

@@ -40,7 +40,7 @@ def pull(session: Session, image: str, names: Sequence[str], report: Report) -> 
             raise
         except ClusterctlError as error:
             raise PreflightFailed(
-                f"cannot pull {image}: {error.message}",
+                error.message,
                 host=link.name,
                 hint=error.hint or f"docker pull {image} on {link.name}, or --image with another",
             ) from error

@@ -32,6 +32,7 @@ SUPERVISOR = "supervisor.py"
 RAY_PROBE = "ray_probe.py"
 NODE_PROBE = "node_probe.py"
 RAY_TOKEN = "secrets/ray_token"
+BOOT_FILE = "boot"
 HF_TARGET = "/root/.cache/huggingface"  # one path on every node, whatever the hosts' homes are
 LOCAL_PORTS = 64  # of one node, where several share a machine
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
 from clusterctl.fanout import Done, Failed
-from clusterctl.launch import NODE_PROBE
+from clusterctl.launch import BOOT_FILE, NODE_PROBE
 from clusterctl.links import HostLink
 from clusterctl.runtime import SeenContainer
 from clusterctl.session import Session
@@ -18,9 +18,11 @@ WAITING = "waiting for the head"  # what a worker's supervisor says while it hol
 
 @dataclass(frozen=True)
 class Seen:
-    """The cluster's containers on the hosts that answered, and why others did not."""
+    """The cluster's containers on the hosts that answered, and why others did not. `boots`: the
+    word of each running container's present life, where it has one already."""
 
     containers: Mapping[str, SeenContainer]
+    boots: Mapping[str, str]
     unreachable: Mapping[str, str]
     last_lines: Mapping[str, str]
 
@@ -34,25 +36,44 @@ class Versions:
     environment: Mapping[str, str | None] | None
 
 
+@dataclass(frozen=True)
+class _OnHost:
+    container: SeenContainer
+    boot: str | None
+    last_line: str
+
+
 def look(session: Session) -> Seen:
     """Every host at once, with the last word of each container that does not run."""
     cluster = session.spec.name
     outcomes = session.each(lambda link: _of_host(link, cluster))
-    unreachable = {name: error.message for name, error in session.failures.items()}
-    containers: dict[str, SeenContainer] = {}
-    last_lines: dict[str, str] = {}
-    for name, outcome in outcomes.items():
-        if isinstance(outcome, Failed):
-            unreachable[name] = outcome.error.message
-        elif outcome.value is not None:
-            containers[name], last_lines[name] = outcome.value
-    return Seen(containers, unreachable, last_lines)
+    failed = {name: out.error for name, out in outcomes.items() if isinstance(out, Failed)}
+    lost = {**session.failures, **failed}
+    found = {
+        name: out.value
+        for name, out in outcomes.items()
+        if isinstance(out, Done) and out.value is not None
+    }
+    return Seen(
+        containers={name: one.container for name, one in found.items()},
+        boots={name: one.boot for name, one in found.items() if one.boot},
+        unreachable={name: error.message for name, error in lost.items()},
+        last_lines={name: one.last_line for name, one in found.items()},
+    )
 
 
-def _of_host(link: HostLink, cluster: str) -> tuple[SeenContainer, str] | None:
-    labels = {LABEL_CLUSTER: cluster, LABEL_NODE: link.name}
-    found = link.runtime.containers(labels)
-    return (found[0], _last_word(link, found[0])) if found else None
+def _of_host(link: HostLink, cluster: str) -> _OnHost | None:
+    found = link.runtime.containers({LABEL_CLUSTER: cluster, LABEL_NODE: link.name})
+    if not found:
+        return None
+    container = found[0]
+    boot = _boot(link, container) if container.state == "running" else None
+    return _OnHost(container, boot, _last_word(link, container))
+
+
+def _boot(link: HostLink, container: SeenContainer) -> str | None:
+    data = link.runtime.read_file(container.id, f"{link.runtime.home}/{BOOT_FILE}")
+    return data.decode().strip() if data else None
 
 
 def _last_word(link: HostLink, container: SeenContainer) -> str:

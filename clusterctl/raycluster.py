@@ -16,6 +16,9 @@ CPU_SLOT = "cpu_slot"  # the Ray resource of one CPU slot; GPUs are Ray's own "G
 MIN_TOKEN_VERSION = (2, 52)  # the first Ray with token authentication
 DEFAULT_CLIENT_SERVER_PORT = 10001
 
+# The supervisor puts a new word in its place at every start.
+BOOT = "{boot}"
+
 NodeState = Literal["ready", "starting", "missing", "unreachable", "failed", "unexpected"]
 
 
@@ -30,7 +33,8 @@ class ExpectedNode:
 
 @dataclass(frozen=True)
 class RayNode:
-    """One entry of `ray.nodes()`, with the versions its own probe reported."""
+    """One entry of `ray.nodes()`, with the versions its own probe reported. `name` tells the lives
+    of a node apart: see `ray_name`."""
 
     node_id: str
     address: str
@@ -38,6 +42,7 @@ class RayNode:
     gpus: int
     cpu_slots: int
     hostname: str = ""
+    name: str = ""
     ray_version: str | None = None
     python_version: str | None = None
 
@@ -89,11 +94,18 @@ def ray_start_argv(node: ExpectedNode, head_address: str, ray: RaySpec) -> tuple
     joining = _head_flags(ray) if node.role == "head" else [f"--address={head_address}:{ray.port}"]
     return (
         *("ray", "start", *joining, f"--node-ip-address={node.address}"),
+        f"--node-name={ray_name(node.name, BOOT)}",
         *_port_flags(ray),
         *_device_flags(node),
         *([f"--object-store-memory={ray.object_store_memory}"] if ray.object_store_memory else []),
         *("--disable-usage-stats", "--block"),
     )
+
+
+def ray_name(node: str, boot: str) -> str:
+    """What Ray calls a node in one life of its container. For a while after a node is gone Ray
+    still calls it alive: its successor must not be taken for it."""
+    return f"{node}-{boot}"
 
 
 def _head_flags(ray: RaySpec) -> list[str]:
@@ -168,6 +180,7 @@ def _ray_node(entry: Mapping[str, Any]) -> RayNode:
         gpus=int(resources.get("GPU", 0)),
         cpu_slots=int(resources.get(CPU_SLOT, 0)),
         hostname=entry.get("NodeManagerHostname", ""),
+        name=entry.get("NodeName", ""),
     )
 
 
@@ -181,15 +194,24 @@ def form(
     expected: Sequence[ExpectedNode],
     report: RayReport,
     containers: Mapping[str, SeenContainer],
+    boots: Mapping[str, str],
     unreachable: Mapping[str, str],
     last_lines: Mapping[str, str],
 ) -> Formation:
     """Hold what was asked for against what was seen.
 
-    `containers`, `unreachable` (why) and `last_lines` (of a container's log) are by node name.
+    By node name: `containers`, their present `boots`, `unreachable` (why) and `last_lines` (of a
+    container's log).
     """
     rows = tuple(
-        _row(node, report, containers.get(node.name), unreachable.get(node.name), last_lines)
+        _row(
+            node,
+            report,
+            boots.get(node.name),
+            containers.get(node.name),
+            unreachable.get(node.name),
+            last_lines.get(node.name, ""),
+        )
         for node in expected
     )
     return Formation(rows + _unexpected(expected, report))
@@ -198,13 +220,15 @@ def form(
 def _row(
     node: ExpectedNode,
     report: RayReport,
+    boot: str | None,
     container: SeenContainer | None,
     lost: str | None,
-    last_lines: Mapping[str, str],
+    last: str,
 ) -> SeenNode:
-    alive = [ray for ray in report.nodes or () if ray.alive and ray.address == node.address]
+    here = [ray for ray in report.nodes or () if ray.address == node.address]
+    own = [ray for ray in here if boot and ray.name == ray_name(node.name, boot)]
+    alive = [ray for ray in own if ray.alive]
     seen = sum(_devices(node, ray) for ray in alive)
-    last = last_lines.get(node.name, "")
 
     def row(state: NodeState, detail: str = "") -> SeenNode:
         return SeenNode(node.name, node.address, node.role, state, node.devices, seen, detail)
@@ -217,10 +241,12 @@ def _row(
         return row("failed", _ended(container, last))
     if report.nodes is None:
         return row("starting", _because("Ray on the head does not answer yet", report.error))
+    if not own:
+        return row("starting", _because("has not joined Ray", last))
     if not alive:
-        return row(*_absent(node, report.nodes, last))
-    if len(alive) > 1:  # the one before a restart, until Ray notices that it is gone
-        return row("starting", f"{len(alive)} Ray nodes have this address")
+        return row("missing", _because("Ray calls it dead", last))
+    if any(ray.alive for ray in here if ray not in own):
+        return row("starting", "Ray still counts an earlier life of it")
     problem = _problem(node, seen) or _odd_version(alive[0], report.nodes)
     return row("failed", problem) if problem else row("ready")
 
@@ -234,12 +260,6 @@ def _ended(container: SeenContainer, last_line: str) -> str:
         return f"container {container.state}"
     word = "keeps restarting, exit" if container.state == "restarting" else container.state
     return _because(f"container {word} {container.exit_code}", last_line)
-
-
-def _absent(node: ExpectedNode, nodes: Sequence[RayNode], last_line: str) -> tuple[NodeState, str]:
-    if any(ray.address == node.address for ray in nodes):
-        return "missing", _because("Ray calls it dead", last_line)
-    return "starting", _because("has not joined Ray", last_line)
 
 
 def _problem(node: ExpectedNode, seen: int) -> str:

@@ -3,6 +3,8 @@
     python3 supervisor.py [--wait-for HOST:PORT] -- ray start ... --block
 
 Keeps `ray start` and ends with its exit code, so that Docker's restart policy does its part.
+"{boot}" in that command becomes a new word at every start, which also stands in the file `boot`
+next to this one: what Ray says of a node can then be told from what it said of an earlier life.
 Beside it, everything under deployments/ next to this file:
 
     deployments/NAME/spec.json   written from outside: {"name", "argv", "env", "generation", "stop"}
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -270,16 +273,19 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    home = Path(__file__).parent
+    boot = secrets.token_hex(4)
+    (home / "boot").write_text(boot)
     if options.wait_for:
         wait_for(options.wait_for)
     if stopping.is_set():
         return 128 + signal.SIGTERM
     try:
-        ray = Group(options.command)
+        ray = Group([word.replace("{boot}", boot) for word in options.command])
     except OSError as error:
         say(f"{options.command[0]}: {error.strerror}".encode())
         return 127
-    watch(ray, Path(__file__).parent / "deployments", options.stop_grace)
+    watch(ray, home / "deployments", options.stop_grace)
     ended_by_itself = ray.exit_code
     ray.end(SHUTDOWN_GRACE_S)
     return ended_by_itself if ended_by_itself is not None else 128 + signal.SIGTERM

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from clusterctl.containers import ContainerFile
 from clusterctl.facts.gather import parse_facts
 from clusterctl.facts.types import Address, HostFacts, Interface
 from clusterctl.hoststate import ROOTS_DIRECTORY
-from clusterctl.launch import NODE_PROBE, RAY_PROBE, Place
+from clusterctl.launch import BOOT_FILE, NODE_PROBE, RAY_PROBE, Place
 from clusterctl.links import HostLink
 from clusterctl.members import node_of
 from clusterctl.session import Session
@@ -125,9 +126,11 @@ class RayRuntime(FakeRuntime):
 
     def start(self, container_id: str) -> None:
         super().start(container_id)
+        box = self.boxes[container_id]
+        boot = ContainerFile(f"{self.home}/{BOOT_FILE}", box.seen.started_at.encode())
+        box.files[boot.path] = boot
         if self.breaks:
             code, line = self.breaks
-            box = self.boxes[container_id]
             box.log.append(line)
             box.seen = replace(box.seen, state="exited", exit_code=code)
 
@@ -199,6 +202,7 @@ class RayRuntime(FakeRuntime):
                 "NodeManagerAddress": node.address,
                 "Alive": True,
                 "NodeManagerHostname": self.host,
+                "NodeName": f"{self.host}-{box.seen.started_at}",
                 "Resources": {"CPU": 2.0, "cpu_slot": float(node.devices)},
             }
             for box in self.boxes.values()

@@ -27,6 +27,7 @@ HEAD = ExpectedNode("gpu01", "10.0.0.1", "head", "gpu", 8)
 WORKER = ExpectedNode("gpu02", "10.0.0.2", "worker", "gpu", 8)
 THIRD = ExpectedNode("gpu03", "10.0.0.3", "worker", "gpu", 8)
 ALL = (HEAD, WORKER, THIRD)
+BOOTS = {node.name: "b1" for node in ALL}
 
 
 def container(state: str = "running", exit_code: int | None = None) -> SeenContainer:
@@ -34,7 +35,9 @@ def container(state: str = "running", exit_code: int | None = None) -> SeenConta
 
 
 def ray(node: ExpectedNode, **changes: object) -> RayNode:
-    seen = RayNode("n-" + node.name, node.address, True, gpus=node.devices, cpu_slots=0)
+    seen = RayNode(
+        "n-" + node.name, node.address, True, node.devices, cpu_slots=0, name=f"{node.name}-b1"
+    )
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
@@ -47,13 +50,14 @@ def formed(
 ) -> Formation:
     running = {node.name: container() for node in expected}
     seen = running if containers is None else {**running, **containers}
-    return form(expected, RayReport(nodes), seen, unreachable or {}, last_lines or {})
+    return form(expected, RayReport(nodes), seen, BOOTS, unreachable or {}, last_lines or {})
 
 
 def test_the_head_line() -> None:
     assert " ".join(ray_start_argv(HEAD, HEAD.address, RaySpec())) == (
         "ray start --head --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265"
-        " --node-ip-address=10.0.0.1 --node-manager-port=6380 --object-manager-port=6381"
+        " --node-ip-address=10.0.0.1 --node-name=gpu01-{boot}"
+        " --node-manager-port=6380 --object-manager-port=6381"
         " --runtime-env-agent-port=6382 --dashboard-agent-grpc-port=6383"
         " --dashboard-agent-listen-port=52365 --metrics-export-port=6384"
         " --min-worker-port=10002 --max-worker-port=10999 --num-gpus=8"
@@ -102,6 +106,7 @@ def test_a_line_of_the_probe() -> None:
                     "Alive": True,
                     "NodeManagerAddress": "10.0.0.1",
                     "NodeManagerHostname": "h1",
+                    "NodeName": "gpu01-b1",
                     "Resources": {"CPU": 64.0, "GPU": 8.0, "node:10.0.0.1": 1.0},
                 },
                 {"NodeID": "cd", "Alive": False, "NodeManagerAddress": "10.0.0.2", "Resources": {}},
@@ -109,7 +114,7 @@ def test_a_line_of_the_probe() -> None:
         }
     )
     assert parse_report(line).nodes == (
-        RayNode("ab", "10.0.0.1", True, gpus=8, cpu_slots=0, hostname="h1"),
+        RayNode("ab", "10.0.0.1", True, gpus=8, cpu_slots=0, hostname="h1", name="gpu01-b1"),
         RayNode("cd", "10.0.0.2", False, gpus=0, cpu_slots=0),
     )
 
@@ -161,7 +166,12 @@ def test_ray_may_be_the_last_to_know_that_a_node_is_gone() -> None:
         ([], "starting", "has not joined Ray"),
         ([ray(THIRD, alive=False)], "missing", "Ray calls it dead"),
         ([ray(THIRD, gpus=7)], "failed", "Ray shows 7 GPUs, 8 planned"),
-        ([ray(THIRD), ray(THIRD, node_id="x")], "starting", "2 Ray nodes have this address"),
+        ([ray(THIRD, name="gpu03-b0")], "starting", "has not joined Ray"),
+        (
+            [ray(THIRD), ray(THIRD, node_id="old", name="gpu03-b0")],
+            "starting",
+            "Ray still counts an earlier life of it",
+        ),
     ],
 )
 def test_a_node_that_is_not_as_planned(nodes: list[RayNode], state: str, detail: str) -> None:
@@ -173,7 +183,7 @@ def test_a_node_that_is_not_as_planned(nodes: list[RayNode], state: str, detail:
 def test_without_a_container_or_without_the_host() -> None:
     seen = {"gpu01": container(), "gpu02": container()}
     report = RayReport(tuple(map(ray, ALL)))
-    formation = form(ALL, report, seen, {"gpu02": "no route to host"}, {})
+    formation = form(ALL, report, seen, BOOTS, {"gpu02": "no route to host"}, {})
     assert [node.state for node in formation.nodes] == ["ready", "unreachable", "missing"]
     assert waiting_for(formation) == (
         "1/3 nodes; unreachable gpu02 10.0.0.2: no route to host;"
@@ -183,7 +193,7 @@ def test_without_a_container_or_without_the_host() -> None:
 
 def test_while_the_head_does_not_answer_all_wait_for_one_reason() -> None:
     report = RayReport(None, "Connection refused")
-    formation = form((HEAD, WORKER), report, {n.name: container() for n in ALL}, {}, {})
+    formation = form((HEAD, WORKER), report, {n.name: container() for n in ALL}, {}, {}, {})
     assert waiting_for(formation) == (
         "0/2 nodes; missing gpu01 10.0.0.1, gpu02 10.0.0.2:"
         " Ray on the head does not answer yet: Connection refused"
@@ -202,7 +212,7 @@ def test_a_stranger_in_the_cluster_is_named() -> None:
 def test_versions_must_agree() -> None:
     odd = {node.address: ("2.60.0", "3.12.3") for node in ALL} | {"10.0.0.2": ("2.60.0", "3.12.9")}
     report = with_versions(RayReport(tuple(map(ray, ALL))), odd)
-    formation = form(ALL, report, {node.name: container() for node in ALL}, {}, {})
+    formation = form(ALL, report, {node.name: container() for node in ALL}, BOOTS, {}, {})
     assert [node.state for node in formation.nodes] == ["ready", "failed", "ready"]
     assert formation.nodes[1].detail == (
         "Ray 2.60.0 on Python 3.12.9 where others run Ray 2.60.0 on Python 3.12.3"

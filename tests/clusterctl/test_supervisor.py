@@ -178,3 +178,12 @@ def test_a_worker_waits_for_its_head(home: Home) -> None:
     assert home.output == "waiting for the head at 127.0.0.1:1: [Errno 111] Connection refused\n"
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_every_start_has_a_word_of_its_own(home: Home) -> None:
+    told = 'test "$0" = "$(cat "$1")"'
+    words = []
+    for _ in range(2):
+        assert home.run("--", "sh", "-c", told, "{boot}", str(home.path / "boot")).wait(20) == 0
+        words.append((home.path / "boot").read_text())
+    assert words[0] != words[1]

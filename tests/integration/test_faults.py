@@ -25,11 +25,11 @@ class Case:
 
 
 CASES = (
-    Case("link-down", 3, "unreachable", "", ""),
-    Case("sshd-stopped", 3, "unreachable", "refused", ""),
-    Case("dockerd-stopped", 4, "preflight", "Docker", "systemctl start docker"),
-    Case("image-missing", 4, "preflight", "infercluster-node", ""),
-    Case("port-blocked:6379", 5, "not_ready", "6379", "firewall"),
+    Case("link-down", 3, "unreachable", "did not answer", "the host is down, or a firewall"),
+    Case("sshd-stopped", 3, "unreachable", "nothing listens at", "systemctl start ssh"),
+    Case("dockerd-stopped", 4, "preflight", "Docker does not answer", "systemctl start docker"),
+    Case("image-missing", 4, "preflight", "pulling ", "Docker"),
+    Case("port-blocked:6379", 4, "preflight", "cannot reach Ray's port 6379", "firewalls"),
 )
 
 
@@ -56,6 +56,19 @@ def test_a_fault_at_up_time(cluster: Cluster, case: Case) -> None:
     assert cluster.snapshots() == before
 
 
+def test_a_node_whose_ray_ends_is_named_with_its_last_words(cluster: Cluster) -> None:
+    head, struck = cluster.hosts
+    before = cluster.snapshots()
+    no_token = {"name": struck, "env": {"RAY_AUTH_TOKEN_PATH": "/nowhere"}}
+    cluster.write(hosts=[head, no_token])
+    exit_code, error, stderr = cluster.refused("up")
+    assert (exit_code, error["code"], error["host"]) == (5, "not_ready", struck), stderr
+    assert f"missing {struck} {cluster.testbed.addresses[struck]}: container" in error["message"]
+    assert f"  {struck} | " in error["message"]
+    assert f"{struck} | undo: warning: container {cluster.container(struck)} was removed" in stderr
+    assert cluster.snapshots() == before
+
+
 def test_a_killed_container_is_started_by_the_next_up(cluster: Cluster) -> None:
     struck = cluster.hosts[1]
     cluster.write()
@@ -79,10 +92,9 @@ def test_an_image_without_ray_is_refused_before_anything_is_made(cluster: Cluste
 
 def test_a_port_that_is_taken_is_named(cluster: Cluster) -> None:
     head = cluster.hosts[0]
-    listen = "import socket,time; s=socket.create_server(('0.0.0.0', 6379)); time.sleep(600)"
-    pid = cluster.testbed.ssh(
-        head, f'python3 -c "{listen}" >/dev/null 2>&1 & echo $!; sleep 1'
-    ).strip()
+    listen = "my $s = IO::Socket::INET->new(LocalPort => 6379, Listen => 1); sleep 600"
+    perl = f"perl -MIO::Socket::INET -e '{listen}' </dev/null >/dev/null 2>&1 & echo $!; sleep 1"
+    pid = cluster.testbed.ssh(head, perl).strip()
     try:
         exit_code, error, _ = cluster.refused("up")
     finally:
