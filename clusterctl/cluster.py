@@ -121,7 +121,9 @@ def _bring_images(session: Session, plan: LaunchPlan, report: Report) -> None:
         report(Event("begin", "image", spec.image))
         found = images.contents(session, spec.image, [node.host for node in plan.made])
         refuse(judge_images(spec.image, found, insecure_ray=spec.ray.insecure))
-        report(Event("done", "image", spec.image))
+        one = next(iter(found.values()))  # refuse() has seen that they are equal
+        versions = f"python {one.python}, ray {one.ray}, torch {one.torch} on every host"
+        report(Event("done", "image", versions))
 
 
 def _token(session: Session, found: Prospect) -> Secret | None:

@@ -57,7 +57,7 @@ def _remove_all(spec: ClusterSpec, link: HostLink, report: Report) -> tuple[str,
     for container in seen:
         report(Event("begin", "remove", container.name, link.name))
         take_down(link, container.id)
-    report(Event("done", "remove", f"{len(seen)} containers", link.name))
+    report(Event("done", "remove", f"{len(seen)} removed", link.name))
     return tuple(container.name for container in seen)
 
 
