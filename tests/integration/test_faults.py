@@ -92,7 +92,8 @@ def test_an_image_without_ray_is_refused_before_anything_is_made(cluster: Cluste
 
 def test_a_port_that_is_taken_is_named(cluster: Cluster) -> None:
     head = cluster.hosts[0]
-    listen = "my $s = IO::Socket::INET->new(LocalPort => 6379, Listen => 1); sleep 600"
+    socket = "LocalPort => 6379, Listen => 1, ReuseAddr => 1"
+    listen = f"my $s = IO::Socket::INET->new({socket}) or die; sleep 600"
     perl = f"perl -MIO::Socket::INET -e '{listen}' </dev/null >/dev/null 2>&1 & echo $!; sleep 1"
     pid = cluster.testbed.ssh(head, perl).strip()
     try:
