@@ -46,14 +46,19 @@ class Cluster:
         (self.directory / "cluster.yaml").write_text(json.dumps(content, indent=2))
 
     def run(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*args, **environment)
+        out, err = process.communicate(timeout=COMMAND_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, *args: str, **environment: str) -> subprocess.Popen[str]:
         own = {"XDG_CONFIG_HOME": str(self.directory / "config"), **environment}
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "clusterctl", *args],
             cwd=self.directory,
             env={**os.environ, **own},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=COMMAND_S,
         )
 
     def ok(self, *args: str, **environment: str) -> str:

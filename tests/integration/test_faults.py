@@ -3,6 +3,7 @@ exit code, and nothing left behind."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_a_node_whose_ray_ends_is_named_with_its_last_words(cluster: Cluster) ->
     assert f"missing {struck} {cluster.testbed.addresses[struck]}: container" in error["message"]
     assert f"  {struck} | " in error["message"]
     assert f"{struck} | undo: warning: container {cluster.container(struck)} was removed" in stderr
+    assert cluster.snapshots() == before
+
+
+def test_interrupted_it_undoes_and_says_so(cluster: Cluster) -> None:
+    before = cluster.snapshots()
+    cluster.write()
+    lines = []
+    with cluster.start("up") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if "formation" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        lines += process.stderr.readlines()
+        assert process.wait(120) == 130
+    undone = [line for line in lines if "was removed again" in line]
+    assert len(undone) == len(cluster.hosts), "".join(lines)
     assert cluster.snapshots() == before
 
 
