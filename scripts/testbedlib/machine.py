@@ -14,9 +14,11 @@ PACKAGES = {  # Debian package -> a file of it
     "ca-certificates": "/usr/sbin/update-ca-certificates",
     "debootstrap": "/usr/sbin/debootstrap",
     "docker-registry": "/usr/bin/docker-registry",
+    "docker.io": "/usr/sbin/dockerd",  # not for the hosts: the contract tests start one here
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
     "openssh-client": "/usr/bin/ssh",
+    "openssh-server": "/usr/sbin/sshd",  # likewise
     "python3-venv": "/usr/lib/python3.11/ensurepip/__init__.py",
     "util-linux": "/usr/bin/nsenter",
 }
