@@ -47,6 +47,7 @@ class DockerOpener:
         from clusterctl.transport.ssh import SshHosts
 
         self._socket = spec.docker_socket
+        self._pull_timeout = spec.limits.pull_timeout
         self._trace = trace
         self._ssh = SshHosts(
             spec.ssh,
@@ -59,7 +60,10 @@ class DockerOpener:
         from clusterctl.dockerhost import DockerHost
 
         transport = self._transport(node)
-        return HostLink(node, transport, DockerHost(transport, self._socket, trace=self._trace))
+        runtime = DockerHost(
+            transport, self._socket, pull_timeout=self._pull_timeout, trace=self._trace
+        )
+        return HostLink(node, transport, runtime)
 
     def _transport(self, node: NodeSpec) -> Transport:
         if node.address not in THIS_MACHINE:

@@ -20,13 +20,13 @@ from clusterctl.dockerhost.registry import host_login
 from clusterctl.dockerhost.wire import api_client
 from clusterctl.errors import CommandFailed, NotReady
 from clusterctl.runtime import PullProgress, SeenContainer
+from clusterctl.spec import LimitsSpec
 from clusterctl.trace import Trace, untraced
 from clusterctl.transport.base import DEFAULT_TIMEOUT_S, ByteStream, Result, Transport, shell_line
 from clusterctl.transport.lines import LineSplitter
 from clusterctl.transport.terminal import attach, terminal_type
 
 CHUNK = 32768
-PULL_TIMEOUT_S = 3600.0
 NOT_FOUND = 127
 NO_SUCH_PROGRAM = "executable file not found"
 
@@ -52,7 +52,7 @@ class DockerHost:
         socket_path: str = "/var/run/docker.sock",
         *,
         trace: Trace = untraced,
-        pull_timeout: float = PULL_TIMEOUT_S,
+        pull_timeout: float = LimitsSpec.pull_timeout,
     ) -> None:
         self.host = transport.host
         self._transport = transport
