@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ cluster: Any = ray  # the functions that report its state are untyped
 
 CPU_SLOT = "cpu_slot"
 OWNER = "ENGINE_DEPLOYMENT"  # whose rank a process is, for whoever looks at a node's processes
+CONNECT_S = 60.0  # how long the cluster may take to answer
 WATCH_S = 0.5  # how often the watching thread looks whether it should stop
 
 
@@ -188,14 +191,32 @@ def _connect() -> bool:
     """Join the cluster of this host; false when this process had joined one already."""
     if ray.is_initialized():
         return False
+    attempt: Future[None] = Future()
+    threading.Thread(target=_join_cluster, args=(attempt,), daemon=True).start()
     try:
-        ray.init(address="auto", logging_level=logging.WARNING)
+        attempt.result(CONNECT_S)
     except ConnectionError as error:
         raise PlacementError(
             "no Ray cluster runs on this host: start one (`ray start --head`), or choose "
             "another --distributed-executor-backend"
         ) from error
+    except FutureTimeout as error:
+        address = os.environ.get("RAY_ADDRESS", "this host")
+        raise PlacementError(
+            f"the Ray cluster at {address} did not answer within {CONNECT_S:g} s"
+        ) from error
     return True
+
+
+def _join_cluster(attempt: Future[None]) -> None:
+    """In a thread: Ray waits for ever for a cluster that does not answer, and in the main thread
+    it would take SIGTERM away from us."""
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR)
+    except Exception as error:  # noqa: BLE001 - for whoever waits
+        attempt.set_exception(error)
+    else:
+        attempt.set_result(None)
 
 
 def _resource(device: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,6 +246,26 @@ def test_ray_actors_take_little_from_the_driver() -> None:
         "ENGINE_DEPLOYMENT": "cluster/model",
     }
     assert rank_env({}) == {"PYTHONPATH": ROOT}
+
+
+UNANSWERED = """
+from engine.executor import ray_actors
+from tests.engine.test_executors import SHAPE, config
+ray_actors.CONNECT_S = 1.0
+try:
+    ray_actors.start_ray(config("ray"), SHAPE)
+except ray_actors.PlacementError as error:
+    print(error)
+"""
+
+
+def test_ray_does_not_wait_for_ever_for_a_cluster_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        environment = {**os.environ, "PYTHONPATH": ROOT, "RAY_ADDRESS": address}
+        command = [sys.executable, "-c", UNANSWERED]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == f"the Ray cluster at {address} did not answer within 1 s\n"
 
 
 def test_ray_refuses_at_once_what_the_cluster_cannot_hold(start: Start) -> None:
