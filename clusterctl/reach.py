@@ -5,8 +5,8 @@ try, as one script; its answer taken apart; the choice.
     no answer, no route  they are not, unless a ping comes back
     nothing to try with  unknown: a warning, never a yes
 
-The worker's way to Ray's port on the head is tried by the same script: a firewall that drops it
-shows here, and not as a worker that never joins.
+The ways to Ray's pinned ports are tried by the same script: a firewall that drops one shows here,
+and not as a worker that never joins or an actor that never starts.
 
 Not seen from here: that an answer came from another machine with the same address, and that it
 was a firewall which refused.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from clusterctl.doctor.check import Finding
 from clusterctl.errors import ClusterctlError, PreflightFailed
 from clusterctl.network import Chosen
-from clusterctl.spec import ClusterSpec, NodeSpec
+from clusterctl.spec import ClusterSpec
 
 PATIENCE_S = 4  # a lost SYN is sent again after 1 s and 3 s; a busy host starts bash slowly
 EVERY_PAIR_UP_TO = 32  # hosts; beyond, each tries the head and its next RING hosts
@@ -105,7 +105,7 @@ class Reached:
 
 
 def targets(spec: ClusterSpec, candidates: Sequence[Chosen]) -> dict[str, tuple[Target, ...]]:
-    """What each host is to try: its peers at all candidates, and Ray's port on the head."""
+    """What each host is to try: its peers at all candidates, and Ray's ports there."""
     return {
         node.name: tuple(dict.fromkeys(_targets(spec, candidates, node.name)))
         for node in spec.nodes
@@ -115,8 +115,7 @@ def targets(spec: ClusterSpec, candidates: Sequence[Chosen]) -> dict[str, tuple[
 def _targets(spec: ClusterSpec, candidates: Sequence[Chosen], host: str) -> Iterator[Target]:
     for chosen in candidates:
         yield from (_way(spec, chosen, peer) for peer in peers(spec, host))
-        if host != spec.head:
-            yield _ray(spec, chosen)
+        yield from (way.target for way in ray_ways(spec, chosen, host))
 
 
 def peers(spec: ClusterSpec, host: str) -> tuple[str, ...]:
@@ -136,8 +135,23 @@ def _way(spec: ClusterSpec, chosen: Chosen, peer: str) -> Target:
     return Target(chosen[peer].address, spec.node(peer).port or SSH_PORT)
 
 
-def _ray(spec: ClusterSpec, chosen: Chosen) -> Target:
-    return Target(chosen[spec.head].address, spec.ray.port)
+@dataclass(frozen=True)
+class RayWay:
+    """One of Ray's ports that a host must reach; `setting` is its key under `ray:`."""
+
+    peer: str
+    setting: str
+    target: Target
+
+
+def ray_ways(spec: ClusterSpec, chosen: Chosen, host: str) -> Iterator[RayWay]:
+    """The control store on the head, the raylet and the object manager of each peer."""
+    if host != spec.head:
+        yield RayWay(spec.head, "port", Target(chosen[spec.head].address, spec.ray.port))
+    for peer in peers(spec, host):
+        address = chosen[peer].address
+        yield RayWay(peer, "node_manager_port", Target(address, spec.ray.node_manager_port))
+        yield RayWay(peer, "object_manager_port", Target(address, spec.ray.object_manager_port))
 
 
 # The one trip
@@ -234,30 +248,30 @@ def _passed_over(said: str) -> Finding:
 def _unknown(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Finding]:
     for host, tried in answers.items():
         ways = [tried[_way(spec, chosen, peer)].reached for peer in peers(spec, host)]
-        ray = True if host == spec.head else tried[_ray(spec, chosen)].tcp_free
-        if None in (*ways, ray):
-            what = "the others" if None in ways else f"Ray's port {spec.ray.port} on {spec.head}"
+        ray = [tried[way.target].tcp_free for way in ray_ways(spec, chosen, host)]
+        if None in (*ways, *ray):
+            what = "the others" if None in ways else "Ray's ports on the others"
             message = f"whether it reaches {what} could not be tried"
             fix = "install bash and coreutils on the host: /dev/tcp and timeout are what tries"
             yield Finding("net.reach", host, "unknown", message, fix)
 
 
 def _ray_blocked(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Finding]:
-    target = _ray(spec, chosen)
-    for node in spec.workers:
-        answer = answers[node.name][target]
-        if answer.tcp_free is False:
-            yield _blocked(spec, node, target, answer.why)
+    for host, tried in answers.items():
+        for way in ray_ways(spec, chosen, host):
+            if tried[way.target].tcp_free is False:
+                yield _blocked(spec, host, way, tried[way.target].why)
 
 
-def _blocked(spec: ClusterSpec, worker: NodeSpec, target: Target, why: str) -> Finding:
+def _blocked(spec: ClusterSpec, host: str, way: RayWay, why: str) -> Finding:
+    where = f"the head, {way.target.address}" if way.peer == spec.head else way.target.address
     return Finding(
         "net.ray-port-blocked",
-        worker.name,
+        host,
         "fail",
-        f"cannot reach Ray's port {target.port} on the head, {target.address} ({spec.head}): {why}",
-        f"let TCP {target.port} pass the firewalls of {spec.head} and of the workers, "
-        "or choose another port: ray: {port: ...}",
+        f"cannot reach Ray's port {way.target.port} on {where} ({way.peer}): {why}",
+        f"let TCP {way.target.port} pass the firewalls of {way.peer} and {host}, "
+        f"or choose another port: ray: {{{way.setting}: ...}}",
     )
 
 

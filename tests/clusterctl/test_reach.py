@@ -27,10 +27,13 @@ SILENT = Answer(tcp=124)
 NO_ROUTE = Answer(tcp=1, ping=1, said="No route to host")
 NO_TOOLS = Answer()
 PING_FIX = "install bash and coreutils on the host: /dev/tcp and timeout are what tries"
-RAY_FIX = (
-    "let TCP 6379 pass the firewalls of gpu01 and of the workers, or choose another port: "
-    "ray: {port: ...}"
-)
+
+
+def ray_fix(port: int, peer: str, host: str, setting: str) -> str:
+    return (
+        f"let TCP {port} pass the firewalls of {peer} and {host}, "
+        f"or choose another port: ray: {{{setting}: ...}}"
+    )
 
 
 def on(network: str, interface: str, reason: str) -> Chosen:
@@ -61,31 +64,30 @@ def answers(
 # What a host is asked
 
 
-def test_a_host_tries_its_peers_on_every_candidate_and_a_worker_tries_rays_port() -> None:
-    asked = targets(SPEC, [FAST, SLOW])
-    assert asked["gpu01"] == (
-        Target("10.0.1.12", 22),
-        Target("10.0.1.13", 22),
-        Target("10.0.0.12", 22),
-        Target("10.0.0.13", 22),
+def tried(*ways: str) -> tuple[Target, ...]:
+    """`ADDRESS:PORT PORT...` -> its targets."""
+    return tuple(
+        Target(way.split(":")[0], int(port)) for way in ways for port in way.split(":")[1].split()
     )
-    assert asked["gpu02"] == (
-        Target("10.0.1.13", 22),
-        Target("10.0.1.11", 22),
-        Target("10.0.1.11", 6379),
-        Target("10.0.0.13", 22),
-        Target("10.0.0.11", 22),
-        Target("10.0.0.11", 6379),
+
+
+def test_a_host_tries_its_peers_on_every_candidate_and_rays_ports_there() -> None:
+    asked = targets(SPEC, [FAST, SLOW])
+    assert asked["gpu01"] == tried(
+        *("10.0.1.12:22", "10.0.1.13:22", "10.0.1.12:6380 6381", "10.0.1.13:6380 6381"),
+        *("10.0.0.12:22", "10.0.0.13:22", "10.0.0.12:6380 6381", "10.0.0.13:6380 6381"),
+    )
+    assert asked["gpu02"] == tried(
+        *("10.0.1.13:22", "10.0.1.11:22 6379", "10.0.1.13:6380 6381", "10.0.1.11:6380 6381"),
+        *("10.0.0.13:22", "10.0.0.11:22 6379", "10.0.0.13:6380 6381", "10.0.0.11:6380 6381"),
     )
 
 
 def test_ports_are_those_of_the_spec_and_an_address_is_tried_once() -> None:
     nodes = (NodeSpec("gpu01", "gpu01", port=2201), NodeSpec("gpu02", "gpu02"))
-    spec = replace(SPEC, nodes=nodes, ray=RaySpec(port=7000))
-    assert targets(spec, [FAST, FAST])["gpu02"] == (
-        Target("10.0.1.11", 2201),
-        Target("10.0.1.11", 7000),
-    )
+    ray = RaySpec(port=7000, node_manager_port=7001, object_manager_port=7002)
+    spec = replace(SPEC, nodes=nodes, ray=ray)
+    assert targets(spec, [FAST, FAST])["gpu02"] == tried("10.0.1.11:2201 7000 7001 7002")
 
 
 def test_up_to_32_hosts_every_pair_is_tried() -> None:
@@ -273,7 +275,7 @@ def test_a_ping_says_nothing_of_rays_port() -> None:
     ways = {"10.0.1.11:22": pings, "10.0.1.13:22": pings, "10.0.1.11:6379": pings}
     reached = choose(SPEC, [FAST], answers(FAST, gpu02=ways))
     assert [finding.message for finding in reached.findings] == [
-        "whether it reaches Ray's port 6379 on gpu01 could not be tried"
+        "whether it reaches Ray's ports on the others could not be tried"
     ]
 
 
@@ -286,14 +288,27 @@ def test_a_firewall_on_rays_port_is_named_for_each_worker_it_stops() -> None:
             "gpu02",
             "fail",
             "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): no answer within 4 s",
-            RAY_FIX,
+            ray_fix(6379, "gpu01", "gpu02", "port"),
         ),
         Finding(
             "net.ray-port-blocked",
             "gpu03",
             "fail",
             "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): No route to host",
-            RAY_FIX,
+            ray_fix(6379, "gpu01", "gpu03", "port"),
+        ),
+    )
+
+
+def test_a_firewall_on_a_raylet_is_named_by_whoever_it_stops() -> None:
+    said = answers(FAST, gpu01={"10.0.1.12:6380": SILENT})
+    assert choose(SPEC, [FAST], said).findings == (
+        Finding(
+            "net.ray-port-blocked",
+            "gpu01",
+            "fail",
+            "cannot reach Ray's port 6380 on 10.0.1.12 (gpu02): no answer within 4 s",
+            ray_fix(6380, "gpu02", "gpu01", "node_manager_port"),
         ),
     )
 
