@@ -78,7 +78,7 @@ def _carry_out(
 ) -> Up:
     spec, journal = session.spec, Journal()
     try:
-        _bring_images(session, found.plan, report)
+        _bring_images(session, found.plan, journal, report)
         if found.plan.changes:
             hoststate.remove(session.head.transport, spec.name, sanity.FILE)
             execution.execute(spec, found, _token(session, found), journal, report)
@@ -113,13 +113,14 @@ def _running_deployments(session: Session, found: Prospect) -> tuple[Deployment,
     return tuple(one for one in deployments.seen(session, probe=0) if not one.ended)
 
 
-def _bring_images(session: Session, plan: LaunchPlan, report: Report) -> None:
+def _bring_images(session: Session, plan: LaunchPlan, journal: Journal, report: Report) -> None:
     """Pull where it is absent, then look into it: before any container is made or taken away."""
     spec = session.spec
     images.pull(session, spec.image, [node.host for node in plan.made if node.pull], report)
     if plan.made:
         report(Event("begin", "image", spec.image))
-        found = images.contents(session, spec.image, [node.host for node in plan.made])
+        hosts = [node.host for node in plan.made]
+        found = images.contents(session, spec.image, hosts, journal)
         refuse(judge_images(spec.image, found, insecure_ray=spec.ray.insecure))
         one = next(iter(found.values()))  # refuse() has seen that they are equal
         versions = f"python {one.python}, ray {one.ray}, torch {one.torch} on every host"

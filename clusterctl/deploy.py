@@ -111,6 +111,7 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage) -> _Start:
         sum(one.devices for one in every if not one.ended),
     )
     placement = place(spec, devices)
+    _not_on_the_same_gpus(head, placement, [one for one in every if not one.ended])
     used = nodes if placement.executor == "ray" else nodes[:1]
     directory = _deliver(session, used, package, ray=placement.executor == "ray")
     if modelfiles.kind_of(spec.model) == "path":
@@ -121,6 +122,20 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage) -> _Start:
     start = _Start(spec, head, placement, directory, generation, owner)
     _check_port(start)
     return start
+
+
+def _not_on_the_same_gpus(
+    head: Member, placement: Placement, running: Sequence[Deployment]
+) -> None:
+    """Ray gives each deployment GPUs of its own; without it every one begins at the first."""
+    carriers = {placement.executor, *(one.executor for one in running)}
+    if head.node.device_kind == "gpu" and running and carriers != {"ray"}:
+        names = ", ".join(one.name for one in running)
+        raise PreflightFailed(
+            f"{names} may hold the same GPUs: only Ray tells the deployments of a host apart",
+            host=head.name,
+            hint=f"clusterctl stop {running[0].name}, or serve each with --executor ray",
+        )
 
 
 def _same_name(every: Sequence[Deployment], spec: ServeSpec) -> Deployment | None:

@@ -29,6 +29,7 @@ from clusterctl.session import Session
 POLL_S = 1.0
 LOG_LINES = 15
 PROBE_TIMEOUT_S = 60.0
+PROBE_PID = '{"pid"'  # its first line, with which it can be ended
 
 
 def once(session: Session, expected: Sequence[ExpectedNode], ray_port: int) -> Formation:
@@ -66,7 +67,7 @@ def _ask_once(
         )
     except ClusterctlError as error:
         return RayReport(None, error.message)
-    lines = result.stdout.splitlines()
+    lines = [line for line in result.stdout.splitlines() if not line.startswith(PROBE_PID)]
     return parse_report(lines[-1]) if lines else RayReport(None, result.stderr.strip()[-200:])
 
 
@@ -84,7 +85,7 @@ class Watch:
         self._news = threading.Event()
 
     def take(self, line: str) -> None:
-        if self.pid is None and line.startswith('{"pid"'):
+        if self.pid is None and line.startswith(PROBE_PID):
             self.pid = json.loads(line)["pid"]
         elif line.startswith("{"):  # Ray's own warnings come on the same stream
             self.newest = parse_report(line)

@@ -84,12 +84,14 @@ _UNLOCK = """rm -rf "$state/lock"
 rmdir "$state" "$base" 2>/dev/null || :
 """
 
+# The container's root wrote its caches here: another login needs sudo to take them away.
 _PURGE = """if [ -e "$state/made" ]; then
   while read -r top; do
-    [ ! -d "$top" ] || find "$top" -depth -type d -empty -delete
+    [ ! -d "$top" ] || find "$top" -depth -type d -empty -delete 2>/dev/null ||
+      sudo -n find "$top" -depth -type d -empty -delete 2>/dev/null || :
   done < "$state/made"
 fi
-rm -rf "$state"
+rm -rf "$state" 2>/dev/null || sudo -n rm -rf "$state"
 rmdir "$base" 2>/dev/null || :
 """
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from clusterctl.errors import ClusterctlError, PreflightFailed, Unreachable
 from clusterctl.events import Event, Report
+from clusterctl.journal import Journal
 from clusterctl.links import HostLink
 from clusterctl.preflight import ImageContents
 from clusterctl.runtime import PullProgress
@@ -49,9 +50,16 @@ def pull(session: Session, image: str, names: Sequence[str], report: Report) -> 
     results(session.each(bring, names))
 
 
-def contents(session: Session, image: str, names: Sequence[str]) -> dict[str, ImageContents]:
-    """By host. Starts one short container on each."""
-    return results(session.each(lambda link: _contents(link, image), names))
+def contents(
+    session: Session, image: str, names: Sequence[str], journal: Journal
+) -> dict[str, ImageContents]:
+    """By host. Starts one short container on each, whose removal an undo waits for."""
+
+    def look(link: HostLink) -> ImageContents:
+        with journal.acting(link.name):
+            return _contents(link, image)
+
+    return results(session.each(look, names))
 
 
 def _contents(link: HostLink, image: str) -> ImageContents:

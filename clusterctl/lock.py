@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from clusterctl import hoststate
-from clusterctl.errors import LockHeld
+from clusterctl.errors import ClusterctlError, LockHeld
 from clusterctl.events import Event, Report, silent
 from clusterctl.hoststate import LockAnswer
 from clusterctl.links import HostLink
@@ -58,7 +58,16 @@ def held(head: HostLink, cluster: str, report: Report = silent) -> Iterator[bool
     try:
         yield answer.fresh
     finally:
+        _release(head, cluster, report)
+
+
+def _release(head: HostLink, cluster: str, report: Report) -> None:
+    """A head that is lost must not hide why the run ended: the next run takes the lock over."""
+    try:
         hoststate.unlock(head.transport, cluster)
+    except ClusterctlError as error:
+        said = f"not released: {error.message}; the next run from this machine takes it over"
+        report(Event("warn", "lock", said, head.name))
 
 
 def _take(head: HostLink, cluster: str) -> LockAnswer:

@@ -61,9 +61,10 @@ def check(
     outcomes = _run(session, members, directories, timeout)
     found = gather([member.node for member in members], outcomes)
     if not found.passed:
-        _forget(session)
+        # Kept, and covering no container: `status` must not take a failure for a check skipped.
+        _keep(session, Record("failed", time.time(), {}))
         raise failure(found)
-    _record(session, members, found)
+    _keep(session, Record(found.summary(), time.time(), identities(members)))
     report(Event("done", "sanity", found.summary()))
     return found
 
@@ -131,19 +132,14 @@ def identities(members: Sequence[Member]) -> dict[str, tuple[str, str]]:
     return {m.name: (m.container.id, m.container.started_at) for m in members}
 
 
-def _record(session: Session, members: Sequence[Member], found: SanityReport) -> None:
-    record = Record(found.summary(), time.time(), identities(members))
+def _keep(session: Session, record: Record) -> None:
     content = {"schema_version": SCHEMA_VERSION, **asdict(record)}
     data = json.dumps(content, indent=2).encode()
     hoststate.write(session.head.transport, session.spec.name, FILE, data)
 
 
-def _forget(session: Session) -> None:
-    hoststate.remove(session.head.transport, session.spec.name, FILE)
-
-
 def recorded(session: Session) -> Record | None:
-    """The last check that passed; None when none did since the cluster was made."""
+    """The last check; None when there was none since the cluster was made."""
     text = hoststate.read(session.head.transport, session.spec.name, FILE)
     if text is None:
         return None

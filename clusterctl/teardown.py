@@ -13,6 +13,7 @@ from clusterctl.events import Event, Report
 from clusterctl.execution import take_down
 from clusterctl.facts.types import HostFacts
 from clusterctl.links import HostLink
+from clusterctl.planning import left_behind
 from clusterctl.preflight import ports_in_use
 from clusterctl.session import Session, all_failures, results
 from clusterctl.spec import ClusterSpec
@@ -30,14 +31,18 @@ class Down:
 def down(session: Session, *, purge: bool, report: Report) -> Down:
     """On every host that can be reached; then raises Unreachable for those that cannot."""
     spec = session.spec
-    with _locked(session, report):
-        removed = results(session.each(lambda link: _remove_all(spec, link, report)))
-        results(session.each(lambda link: _prove(spec, link)))
+    removed: dict[str, tuple[str, ...]] = {}
+    lost = dict(session.failures)
+    with _locked(session, report), _former(session, report) as former:
+        for one in (*former, session):
+            lost |= one.failures
+            removed |= results(one.each(lambda link: _remove_all(spec, link, report)))
+            results(one.each(lambda link: _prove(spec, link)))
         ports = _still_listening(spec, session.facts())
-        if purge:
-            results(session.each(lambda link: hoststate.purge(link.transport, spec.name)))
-    if session.failures:
-        raise _out_of_reach(session)
+        for one in (*former, session) if purge else ():
+            results(one.each(lambda link: hoststate.purge(link.transport, spec.name)))
+    if lost:
+        raise _out_of_reach(spec, lost)
     return Down(removed, ports)
 
 
@@ -50,6 +55,16 @@ def _locked(session: Session, report: Report) -> Iterator[None]:
         return
     with lock.held(session.head, session.spec.name, report):
         yield
+
+
+@contextmanager
+def _former(session: Session, report: Report) -> Iterator[tuple[Session, ...]]:
+    """Hosts of the last `up` that the file no longer names: only the head knows them."""
+    if session.spec.head in session.failures:
+        yield ()
+        return
+    with left_behind(session, report) as former:
+        yield () if former is None else (former,)
 
 
 def _remove_all(spec: ClusterSpec, link: HostLink, report: Report) -> tuple[str, ...]:
@@ -79,11 +94,11 @@ def _still_listening(
     return {name: ports for name, ports in in_use.items() if ports}
 
 
-def _out_of_reach(session: Session) -> ClusterctlError:
-    cause = all_failures(session.failures)
-    names = ", ".join(session.failures)
+def _out_of_reach(spec: ClusterSpec, lost: Mapping[str, ClusterctlError]) -> ClusterctlError:
+    cause = all_failures(lost)
+    names = ", ".join(lost)
     return Unreachable(
-        f"{cause.message}\nthe containers of {session.spec.name} on {names} may still run; "
+        f"{cause.message}\nthe containers of {spec.name} on {names} may still run; "
         "all other hosts are clear",
         host=names,
         hint="clusterctl down again, once it can be reached",

@@ -192,9 +192,10 @@ def show(spec: ClusterSpec, done: Up, as_json: bool) -> None:
             {key: value for key, value in node.items() if key != "command"}
             for node in document["nodes"]
         ]
-        console.json({**document, "nodes": nodes, "verified": True, "sanity": done.sanity})
+        verified = True if done.sanity else None
+        console.json({**document, "nodes": nodes, "verified": verified, "sanity": done.sanity})
         return
     console.formation(done.formation)
-    checked = f"sanity passed: {done.sanity}" if done.sanity else "sanity skipped"
     count = f"{done.formation.ready}/{len(done.formation.nodes)} nodes"
-    console.line(f"{spec.name}: {count} verified, {checked}")
+    said = f"verified, sanity passed: {done.sanity}" if done.sanity else "formed, sanity skipped"
+    console.line(f"{spec.name}: {count} {said}")

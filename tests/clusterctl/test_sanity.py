@@ -185,4 +185,6 @@ def test_a_failed_check_takes_an_old_pass_away(
     broken = EnginePackage((("engine/__init__.py", b""), ("engine/sanity.py", b"exit('broken')")))
     with cluster.session() as session, pytest.raises(NotReady, match="the check exited 1: broken"):
         sanity.check(session, members_of(session), package=broken)
-    assert host_state == {}
+    record = sanity.recorded(session)
+    assert record is not None
+    assert (record.summary, dict(record.containers)) == ("failed", {})
