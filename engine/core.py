@@ -50,6 +50,8 @@ class EngineCore:
     def add(self, request: Request) -> None:
         """Raises ValueError when it can never run, EngineDead when nothing can any more."""
         self._check_alive()
+        self._check_ids("the prompt", request.prompt_token_ids)
+        self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
         self._scheduler.add(request)
 
     def abort(self, request_ids: Iterable[str]) -> list[Output]:
@@ -84,6 +86,11 @@ class EngineCore:
             return self._executor.collective(method, *args, timeout=self.config.step_timeout_s)
         except RankFailed as failure:
             raise self._die(failure) from failure
+        except BaseException:
+            # Ctrl-C: the late answers of this step would be taken for the next one's.
+            self.dead = EngineDead("it was interrupted in the middle of a step")
+            self._executor.shutdown()
+            raise
 
     def _die(self, failure: RankFailed) -> EngineDead:
         self.dead = EngineDead(str(failure))
@@ -92,6 +99,11 @@ class EngineCore:
     def _check_alive(self) -> None:
         if self.dead is not None:
             raise self.dead
+
+    def _check_ids(self, what: str, ids: Iterable[int]) -> None:
+        vocab = self.shape.vocab_size
+        if foreign := [one for one in ids if not 0 <= one < vocab]:
+            raise ValueError(f"{what}: token id {foreign[0]} is not in 0 to {vocab - 1}")
 
     def _load(self) -> Scheduler:
         began = time.monotonic()

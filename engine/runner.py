@@ -114,7 +114,8 @@ class Runner:
             return self.config.kv_cache_memory_bytes
         if self.parallel.device.type == "cuda":
             share = self.config.gpu_memory_utilization
-            return cuda_kv_bytes(self.parallel.device, share, self._largest_step)
+            ranks = self.config.world_size if self.config.backend == "inproc" else 1
+            return cuda_kv_bytes(self.parallel.device, share, self._largest_step) // ranks
         return cpu_kv_bytes(self.config.world_size)
 
     @torch.inference_mode()

@@ -29,13 +29,22 @@ class Tokenizer:
         assistant is to speak. Raises ValueError when the model has no chat template."""
         if not self.has_chat_template:
             raise ValueError("this model has no chat template: use /v1/completions")
-        text = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:  # the template's own raise_exception
+            raise ValueError(f"the chat template refused the messages: {error}") from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are no whole character yet come out as U+FFFD."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        text: str = self._tokenizer.decode(
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,  # it unsays text, and eats spaces of code
+        )
         return text

@@ -57,7 +57,7 @@ def _kept_weights(logits: torch.Tensor, params: Sequence[SamplingParams]) -> tor
 
     Order as in vLLM: temperature, min_p, top_k, top_p.
     """
-    scaled = logits / _column([p.temperature for p in params], logits)
+    scaled = logits / _column([min(p.temperature, 1e6) for p in params], logits)
     weights = (scaled - scaled.amax(dim=-1, keepdim=True)).exp()
     weights = weights.masked_fill(weights < _column([p.min_p for p in params], weights), 0)
     if any(p.top_k or p.top_p < 1 for p in params):
@@ -70,11 +70,11 @@ def _top(weights: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tenso
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     vocab = weights.shape[-1]
     rank = torch.arange(vocab, device=weights.device)
-    limit = _column([p.top_k or vocab for p in params], rank)
+    limit = _column([min(p.top_k or vocab, vocab) for p in params], rank)
     ordered = ordered.masked_fill(rank >= limit, 0)
     before = ordered.cumsum(dim=-1) - ordered
     enough = _column([p.top_p for p in params], ordered) * ordered.sum(dim=-1, keepdim=True)
-    ordered = ordered.masked_fill(before >= enough, 0)
+    ordered = ordered.masked_fill((before >= enough) & (rank > 0), 0)
     return torch.zeros_like(weights).scatter_(-1, order, ordered)
 
 

@@ -34,11 +34,11 @@ class RequireKey:
 def read_key(path: Path | None, environment: Mapping[str, str]) -> str | None:
     """The key of the file, else of the environment; None when neither names one. Raises
     ValueError for an empty file: it must not mean "open to everybody"."""
-    if path is None:
-        return environment.get(KEY_VARIABLE) or None
-    key = path.read_text().strip()
+    if path is None and KEY_VARIABLE not in environment:
+        return None
+    key = (environment[KEY_VARIABLE] if path is None else path.read_text()).strip()
     if not key:
-        raise ValueError(f"{path} is empty: it must hold the API key")
+        raise ValueError(f"{path or KEY_VARIABLE} is empty: it must hold the API key")
     return key
 
 

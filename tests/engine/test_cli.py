@@ -71,6 +71,8 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         read_key(path, {})
+    with pytest.raises(ValueError, match="VLLM_API_KEY is empty"):
+        read_key(None, {"VLLM_API_KEY": ""})
 
 
 COMMAND = [sys.executable, "-m", "engine", "serve"]

@@ -16,7 +16,14 @@ from engine.executor.base import RankFailed
 from engine.request import Output, Request
 from engine.sampling_params import SamplingParams
 from engine.shapes import ShapeError
-from tests.engine.scripted_runner import MAX_POSITION, RAISE, SCRIPTED, UNLOADABLE, write_config
+from tests.engine.scripted_runner import (
+    MAX_POSITION,
+    RAISE,
+    SCRIPTED,
+    UNLOADABLE,
+    VOCAB,
+    write_config,
+)
 
 
 @pytest.fixture
@@ -70,6 +77,33 @@ def test_too_long_a_request_is_refused_and_the_engine_goes_on(core: EngineCore) 
         core.add(request("a", max_tokens=63))
     core.add(request("b", max_tokens=62))
     assert len(run(core)) == 62
+
+
+@pytest.mark.parametrize("foreign", [-1, VOCAB, 10**9])
+def test_a_token_that_the_model_does_not_have_is_refused_and_the_engine_goes_on(
+    core: EngineCore, foreign: int
+) -> None:
+    with pytest.raises(ValueError, match=f"the prompt: token id {foreign} is not in 0 to"):
+        core.add(request("a", prompt=(5, foreign)))
+    stopping = SamplingParams(max_tokens=1, stop_token_ids=(foreign,))
+    with pytest.raises(ValueError, match=f"stop_token_ids: token id {foreign} is not in 0 to"):
+        core.add(Request("b", (5,), stopping))
+    core.add(request("c", max_tokens=1))
+    assert run(core) == [Output("c", 97, "length")]
+
+
+def test_an_interrupt_in_the_middle_of_a_step_ends_the_engine(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    core.add(request("a"))
+    monkeypatch.setattr(core._executor, "collective", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    with pytest.raises(EngineDead, match="interrupted in the middle of a step"):
+        core.step()
 
 
 def test_bug_ranks_compute_different_numbers_of_blocks(

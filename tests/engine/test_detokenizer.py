@@ -132,3 +132,7 @@ def test_stop_strings_are_not_looked_for_before_min_tokens() -> None:
     one = sample(stop=("a",), min_tokens=2)
     feed(one, "abab")
     assert (one.result().text, one.num_tokens) == ("ab", 3)
+
+
+def test_a_stop_string_alone_is_one_stop_string() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]

@@ -204,6 +204,10 @@ LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
         ({"top_k": 3, "top_p": 0.5}, {1: 4 / 7, 3: 3 / 7}),
         ({"min_p": 0.6}, {1: 4 / 7, 3: 3 / 7}),
         ({"temperature": 0.0}, {1: 1.0}),
+        ({"temperature": 1e-38}, {1: 1.0}),
+        ({"top_p": 1e-50}, {1: 1.0}),
+        ({"top_k": 2**63}, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
+        ({"temperature": 1e300, "min_tokens": 1}, {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.25}),
     ],
 )
 def test_tokens_are_drawn_as_often_as_their_probability_says(

@@ -242,6 +242,8 @@ def test_many_clients_at_once_each_get_their_own_answer(served: Served) -> None:
         ({"frequency_penalty": 1}, "frequency_penalty", "this value of frequency_penalty"),
         ({"temprature": 1}, "temprature", "the parameter temprature is not supported"),
         ({"temperature": -1}, "temperature", "temperature must not be negative"),
+        ({"stop": ""}, "stop", "stop must not hold an empty string"),
+        ({"stop_token_ids": [10**9]}, None, "stop_token_ids: token id 1000000000 is not in 0 to"),
         ({"top_p": 0}, "top_p", "top_p must be in"),
         ({"n": 0}, "n", "n must be at least 1"),
         ({"n": 1000}, "n", "less than or equal to 128"),

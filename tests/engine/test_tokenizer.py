@@ -46,3 +46,13 @@ def test_a_model_without_a_chat_template_says_so(
     assert not tokenizer.has_chat_template
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+
+
+def test_messages_that_the_template_refuses_are_the_callers_mistake(
+    checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    directory = copytree(checkpoint(), tmp_path / "strict")
+    template = directory / "chat_template.jinja"
+    template.write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match="refused the messages: roles must alternate"):
+        Tokenizer(directory).encode_chat([{"role": "user", "content": "Hi"}])
