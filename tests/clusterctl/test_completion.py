@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,10 @@ def test_tab_completes_hosts_of_the_line_so_far(home: Path) -> None:
 
 
 def test_install_completion_writes_for_the_shell(home: Path) -> None:
+    """For the shell that it is typed in, which Typer looks for among its parents."""
+    typed = f"{shlex.quote(sys.executable)} -m clusterctl --install-completion; exit $?"
     done = subprocess.run(
-        [sys.executable, "-m", "clusterctl", "--install-completion", "bash"],
+        ["bash", "-c", typed],
         env={**os.environ, "HOME": str(home)},
         capture_output=True,
         text=True,
