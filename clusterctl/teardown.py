@@ -12,7 +12,7 @@ from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.execution import take_down
 from clusterctl.facts.types import HostFacts
-from clusterctl.links import HostLink
+from clusterctl.links import HostLink, Opener
 from clusterctl.planning import left_behind
 from clusterctl.preflight import ports_in_use
 from clusterctl.session import Session, all_failures, results
@@ -28,12 +28,15 @@ class Down:
     ports: Mapping[str, tuple[str, ...]]
 
 
-def down(session: Session, *, purge: bool, report: Report) -> Down:
-    """On every host that can be reached; then raises Unreachable for those that cannot."""
+def down(session: Session, *, purge: bool, report: Report, opener: Opener | None = None) -> Down:
+    """On every host that can be reached; then raises Unreachable for those that cannot.
+
+    `opener` reaches hosts that left the cluster (tests).
+    """
     spec = session.spec
     removed: dict[str, tuple[str, ...]] = {}
     lost = dict(session.failures)
-    with _locked(session, report), _former(session, report) as former:
+    with _locked(session, report), _former(session, report, opener) as former:
         for one in (*former, session):
             lost |= one.failures
             removed |= results(one.each(lambda link: _remove_all(spec, link, report)))
@@ -58,12 +61,14 @@ def _locked(session: Session, report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def _former(session: Session, report: Report) -> Iterator[tuple[Session, ...]]:
+def _former(
+    session: Session, report: Report, opener: Opener | None
+) -> Iterator[tuple[Session, ...]]:
     """Hosts of the last `up` that the file no longer names: only the head knows them."""
     if session.spec.head in session.failures:
         yield ()
         return
-    with left_behind(session, report) as former:
+    with left_behind(session, report, opener) as former:
         yield () if former is None else (former,)
 
 

@@ -66,6 +66,7 @@ class StateTransport(ScriptedTransport):
         super().__init__(host, {"sh": self._probed}, trace=trace)
         self.root = root
         self.unreached: set[str] = set()
+        self.is_root = True
         text = RECORDED.read_text().replace("debian-docker20", host)
         self._facts = text.replace("10.0.0.11", address)
 
@@ -80,7 +81,8 @@ class StateTransport(ScriptedTransport):
 
     @property
     def state(self) -> Path:
-        return self.root / ROOTS_DIRECTORY.strip("/")
+        own = ROOTS_DIRECTORY.strip("/") if self.is_root else "root/.local/state/clusterctl"
+        return self.root / own
 
     def run(
         self,
@@ -103,7 +105,7 @@ class StateTransport(ScriptedTransport):
 
     def _inside(self, word: str) -> str:
         """The host's own /var/lib/clusterctl and /root lie below our directory."""
-        moved = word.replace('"$(id -u)" = 0', "1 = 1")
+        moved = word.replace('"$(id -u)" = 0', "1 = 1" if self.is_root else "1 = 0")
         moved = moved.replace(f"={ROOTS_DIRECTORY}", f"={self.state}")
         return f"{self.root}{word}" if word.startswith("/") else moved
 
@@ -111,13 +113,15 @@ class StateTransport(ScriptedTransport):
 class RayRuntime(FakeRuntime):
     """A FakeRuntime whose running containers are nodes of one Ray, shared by all of a test's hosts.
 
-    `breaks` holds what a start leads to on this host: (exit code, last log line).
+    `breaks` holds what a start leads to on this host: (exit code, last log line); `probe_breaks`
+    what the probe of Ray dies of after its first line.
     """
 
     def __init__(self, host: str, cluster: dict[str, RayRuntime], *, pulled: bool = True) -> None:
         super().__init__(host, images=[IMAGE] if pulled else [], registry=[IMAGE])
         self.cluster = cluster
         self.breaks: tuple[int, str] | None = None
+        self.probe_breaks: str | None = None
         self.joins = True
         self.holds: list[str | None] = list(VERSIONS)
         self.overrides: dict[str, str] = {}
@@ -159,7 +163,7 @@ class RayRuntime(FakeRuntime):
         if tuple(argv[:3]) == ("python3", "-", "list"):
             return Result(tuple(argv), 0, json.dumps(self.deployments), "")
         if argv[1].endswith(RAY_PROBE):
-            return Result(tuple(argv), 0, self.ray_says(), "")
+            return self._probed(argv)
         if argv[1].endswith(NODE_PROBE):
             environment = {**box.spec.env, **self.overrides}
             content = {
@@ -169,6 +173,12 @@ class RayRuntime(FakeRuntime):
             }
             return Result(tuple(argv), 0, json.dumps(content), "")
         return super().exec(container_id, argv, stdin=stdin, env=env, timeout=timeout, check=check)
+
+    def _probed(self, argv: Sequence[str]) -> Result:
+        began = '{"pid": 7}\n'
+        if self.probe_breaks is not None:
+            return Result(tuple(argv), 1, began, self.probe_breaks)
+        return Result(tuple(argv), 0, began + self.ray_says(), "")
 
     def exec_stream(
         self,

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -135,13 +135,15 @@ class DirectoryRuntime(FakeRuntime):
 class LocalCluster:
     """Nodes as directories; the first is the head, and has a supervisor."""
 
-    def __init__(self, root: Path, devices: Sequence[int]) -> None:
+    def __init__(
+        self, root: Path, devices: Sequence[int], kind: Literal["gpu", "cpu"] = "cpu"
+    ) -> None:
         names = [f"gpu{index:02}" for index in range(1, len(devices) + 1)]
         self.spec = ClusterSpec("c", tuple(NodeSpec(name, name) for name in names), names[0])
         self.runtimes: dict[str, DirectoryRuntime] = {}
         for number, (name, count) in enumerate(zip(names, devices, strict=True)):
             node = ExpectedNode(
-                name, f"127.0.0.{2 + number}", "worker" if number else "head", "cpu", count
+                name, f"127.0.0.{2 + number}", "worker" if number else "head", kind, count
             )
             self.runtimes[name] = self._runtime(root / name, node)
         self.head = self.runtimes[names[0]]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clusterctl import cluster, clusters, hoststate, lock, sanity, status, teardown
+from clusterctl import cluster, clusters, hoststate, images, lock, sanity, status, teardown
+from clusterctl.commands.up import show
 from clusterctl.errors import (
     ClusterctlError,
     LockHeld,
@@ -18,11 +19,13 @@ from clusterctl.errors import (
     Unreachable,
 )
 from clusterctl.events import Event, silent
+from clusterctl.journal import Journal
 from clusterctl.launch import RAY_TOKEN, LaunchPlan
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session
 from clusterctl.spec import ClusterSpec, LimitsSpec
-from tests.clusterctl.hosts import Bed, spec_of
+from clusterctl.transport.base import Result
+from tests.clusterctl.hosts import IMAGE, VERSIONS, Bed, spec_of
 from tests.fakes import FakeOpener, writes
 
 SERVED = {
@@ -217,6 +220,20 @@ def test_an_image_that_cannot_be_pulled(bed: Bed) -> None:
     assert nothing_left(bed)
 
 
+def test_an_undo_waits_for_a_look_into_the_image(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, settled = Journal(), []
+
+    def ended_meanwhile(image: str, argv: Sequence[str]) -> Result:
+        settled.append(journal.close())
+        return Result(tuple(argv), 0, json.dumps(VERSIONS), "")
+
+    monkeypatch.setattr("clusterctl.journal.SETTLE_S", 0)
+    monkeypatch.setattr(bed.runtimes["gpu01"], "run_once", ended_meanwhile)
+    images.contents(bed.session(SPEC), IMAGE, ["gpu01"], journal)
+    assert settled == [False]
+    assert journal.close()
+
+
 def test_an_absent_image_is_pulled_with_progress(bed: Bed) -> None:
     bed.runtimes["gpu02"].images.clear()
     events: list[Event] = []
@@ -279,6 +296,19 @@ def test_a_running_deployment_is_asked_about_before_its_node_is_replaced(bed: Be
     assert bed.containers() == before
 
 
+def test_without_the_check_nothing_is_called_verified(
+    bed: Bed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = up(bed)
+    show(SPEC, done, as_json=False)
+    assert capsys.readouterr().out.endswith("\ntest: 3/3 nodes formed, sanity skipped\n")
+    show(SPEC, done, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["verified"], document["sanity"]) == (None, None)
+    show(SPEC, replace(done, sanity="3 ranks"), as_json=True)
+    assert json.loads(capsys.readouterr().out)["verified"] is True
+
+
 def seen(bed: Bed, session: Session | None = None) -> status.Status:
     return status.status(session or bed.session(SPEC))
 
@@ -329,6 +359,16 @@ def test_status_shows_a_host_that_cannot_be_reached(bed: Bed) -> None:
     assert (row.state, row.address, row.detail) == ("unreachable", "10.0.0.3", "no route to host")
 
 
+def test_status_says_what_the_probe_of_ray_died_of(bed: Bed) -> None:
+    up(bed)
+    bed.runtimes["gpu01"].probe_breaks = "Killed: out of memory"
+    found = seen(bed)
+    assert found.verified is False
+    assert {node.detail for node in found.formation.nodes} == {
+        "Ray on the head does not answer yet: Killed: out of memory"
+    }
+
+
 def test_status_where_nothing_was_ever_brought_up(bed: Bed) -> None:
     nothing = seen(bed)
     assert nothing.verified is False
@@ -352,6 +392,32 @@ def test_down_does_the_others_when_a_host_is_lost(bed: Bed) -> None:
     lost = Unreachable("no route to host", host="gpu03")
     with pytest.raises(Unreachable) as raised:
         teardown.down(Session(SPEC, links, {"gpu03": lost}), purge=True, report=silent)
+    assert raised.value.message == (
+        "no route to host\nthe containers of test on gpu03 may still run; all other hosts are clear"
+    )
+    assert [len(found) for found in bed.containers().values()] == [0, 0, 1]
+
+
+TWO = spec_of("gpu01", "gpu02", limits=SPEC.limits)
+
+
+def test_down_clears_hosts_that_left_the_file(bed: Bed) -> None:
+    up(bed)
+    done = teardown.down(
+        bed.session(TWO), purge=True, report=silent, opener=FakeOpener(bed.session(SPEC).links)
+    )
+    assert done.removed == {name: (f"clusterctl-test-{name}",) for name in NAMES}
+    assert nothing_left(bed)
+
+
+def test_down_names_a_lost_host_that_left_the_file(bed: Bed) -> None:
+    up(bed)
+    lost = Unreachable("no route to host", host="gpu03")
+    with pytest.raises(Unreachable) as raised:
+        teardown.down(
+            bed.session(TWO), purge=False, report=silent, opener=FakeOpener({}, {"gpu03": lost})
+        )
+    assert raised.value.host == "gpu03"
     assert raised.value.message == (
         "no route to host\nthe containers of test on gpu03 may still run; all other hosts are clear"
     )

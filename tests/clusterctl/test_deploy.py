@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from clusterctl.deploy import Served
 from clusterctl.errors import ClusterctlError, ConfigError, NotReady, PreflightFailed
 from clusterctl.events import Event
 from clusterctl.secret import Secret
+from clusterctl.serving.placement import Executor
 from clusterctl.spec import ServeSpec
 from tests.clusterctl.localcluster import STUB, LocalCluster, cluster, wait_until
 
@@ -58,6 +59,18 @@ Serve = Callable[..., Served]
 
 @pytest.fixture
 def serve(cluster: LocalCluster, tmp_path: Path) -> Serve:
+    return serve_on(cluster, tmp_path)
+
+
+@pytest.fixture
+def serve_on_gpus(tmp_path: Path) -> Iterator[Serve]:
+    """One host with four GPUs."""
+    made = LocalCluster(tmp_path / "gpus", devices=(4,), kind="gpu")
+    yield serve_on(made, tmp_path)
+    made.close()
+
+
+def serve_on(cluster: LocalCluster, tmp_path: Path) -> Serve:
     def start(spec: ServeSpec, **options: object) -> Served:
         env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
         with cluster.session() as session:
@@ -204,6 +217,26 @@ def test_devices_of_other_deployments_are_not_given_twice(serve: Serve, asked: S
         "tp=1 x pp=1 needs 1 devices; the cluster has 2 (gpu01: 1, gpu02: 1), "
         "of which 2 serve other deployments"
     )
+
+
+@pytest.mark.parametrize("executors", [("mp", "mp"), ("mp", "ray"), ("ray", "mp")])
+def test_a_second_deployment_on_the_gpus_of_a_host_is_refused(
+    serve_on_gpus: Serve, asked: ServeSpec, executors: tuple[Executor, Executor]
+) -> None:
+    first, second = executors
+    serve_on_gpus(replace(asked, executor=first), detach=True)
+    with pytest.raises(PreflightFailed, match="tiny may hold the same GPUs") as caught:
+        serve_on_gpus(replace(asked, name="other", executor=second, port=asked.port + 1))
+    assert (caught.value.host, caught.value.hint) == (
+        "gpu01",
+        "clusterctl stop tiny, or serve each with --executor ray",
+    )
+
+
+def test_ray_gives_deployments_gpus_of_their_own(serve_on_gpus: Serve, asked: ServeSpec) -> None:
+    serve_on_gpus(replace(asked, executor="ray"), detach=True)
+    other = replace(asked, name="other", executor="ray", port=asked.port + 1)
+    assert serve_on_gpus(other).deployment.state == "ready"
 
 
 def test_an_illegal_split_is_refused_with_the_legal_ones(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from clusterctl import hoststate, lock
-from clusterctl.errors import LockHeld
+from clusterctl.errors import LockHeld, NotReady, Unreachable
 from clusterctl.events import Event
 from clusterctl.links import HostLink
 from clusterctl.spec import NodeSpec
@@ -83,6 +84,29 @@ def test_a_lock_that_is_not_signed_yet_is_somebodys(
         pass
 
 
+def test_a_lost_head_does_not_hide_why_the_run_ended(
+    head: HostLink, transport: StateTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise Unreachable("no route to host", host="gpu01")
+
+    def run() -> None:
+        with lock.held(head, "c", events.append):
+            monkeypatch.setattr(transport, "run", lost)
+            raise NotReady("2/3 nodes")
+
+    events: list[Event] = []
+    with pytest.raises(NotReady, match="2/3 nodes"):
+        run()
+    assert [(event.kind, event.host, event.message) for event in events] == [
+        (
+            "warn",
+            "gpu01",
+            "not released: no route to host; the next run from this machine takes it over",
+        )
+    ]
+
+
 def test_files_are_private_and_whole(transport: StateTransport) -> None:
     assert hoststate.read(transport, "c", "ray_token") is None
     hoststate.write(transport, "c", "ray_token", b"secret")
@@ -107,6 +131,33 @@ def test_purge_takes_what_was_made_and_leaves_what_others_put_there(
     assert list(home.iterdir()) == []
     assert (transport.root / "data/hf/model.bin").exists()
     assert not transport.state.exists()
+
+
+def owned_by_root(commands: Path, *names: str) -> None:
+    """Commands that fail unless sudo runs them, as on files that a container's root made."""
+    commands.mkdir()
+    scripts = {"sudo": '[ "$1" = -n ] && shift && AS_ROOT=1 exec "$@"'}
+    for name in names:
+        scripts[name] = f'[ "$AS_ROOT" = 1 ] && exec {shutil.which(name)} "$@"'
+    for name, script in scripts.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+
+
+def test_purge_without_root_takes_what_the_containers_root_wrote(
+    transport: StateTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.is_root = False
+    home = transport.root / "root"
+    home.mkdir()
+    hoststate.ensure_directories(transport, "c", ["/root/.cache/huggingface", "/data/hf"])
+    (transport.root / "data/hf/model.bin").touch()
+    (transport.state / "c/cache").mkdir()
+    owned_by_root(tmp_path / "bin", "find", "rm")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    hoststate.purge(transport, "c")
+    assert [path.name for path in home.rglob("*")] == [".local", "state"]
+    assert (transport.root / "data/hf/model.bin").exists()
 
 
 def test_survey(transport: StateTransport) -> None:
