@@ -105,11 +105,12 @@ def until_ready(laptop: Laptop, name: str) -> None:
     """What `ps` says, asked again until it says so: nobody else is watching the engine."""
     deadline = time.monotonic() + COMMAND_S
     while True:
-        (found,) = json.loads(laptop.ok("ps", "--json"))["deployments"]
-        if found["state"] == "ready":
+        listed = json.loads(laptop.ok("ps", "--json"))["deployments"]
+        state = next(one["state"] for one in listed if one["name"] == name)
+        if state == "ready":
             return
-        assert found["state"] in ("starting", "degraded"), found
-        assert time.monotonic() < deadline, f"{name} did not become ready: {found}"
+        assert state in ("starting", "degraded")
+        assert time.monotonic() < deadline, f"{name} is still {state}"
         time.sleep(2)
 
 
@@ -136,16 +137,13 @@ def test_three_hosts_answer_as_transformers_does(
 def test_the_engine_goes_on_when_the_laptop_is_gone(
     laptop: Laptop, expected: dict[str, str]
 ) -> None:
-    serving = laptop.start(
+    with laptop.start(
         *("serve", f"/models/{MODEL}", "--pp", "3", "--dtype", "float32"),
         *("--max-model-len", "2048", "--name", "left"),
-    )
-    assert serving.stdout is not None
-    for line in serving.stdout:
-        if "weights" in line.lower() or "loading" in line.lower():
-            break
-    serving.send_signal(signal.SIGKILL)
-    serving.wait()
+    ) as serving:
+        assert serving.stdout is not None
+        assert any("loading weights" in line for line in serving.stdout), "it never came so far"
+        serving.send_signal(signal.SIGKILL)
     until_ready(laptop, "left")
     client = laptop.client()
     model = client.models.list().data[0].id
