@@ -260,7 +260,9 @@ def _event_line(event: Event) -> None:
     """`12:04:31 gpu02 | pull 37%: Extracting`; with -q only warnings."""
     if _settings.quiet and event.kind != "warn":
         return
-    print(f"{time.strftime('%H:%M:%S')} {_event_text(event)}", file=sys.stderr, flush=True)
+    # With its newline in one write: other threads print too.
+    line = f"{time.strftime('%H:%M:%S')} {_event_text(event)}\n"
+    print(line, end="", file=sys.stderr, flush=True)
 
 
 def _event_text(event: Event) -> Text:

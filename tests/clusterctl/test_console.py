@@ -252,3 +252,12 @@ def test_live_display_and_warnings_do_not_wait_for_each_other() -> None:
 def test_after_an_error_the_picture_stays() -> None:
     said = on_a_terminal(LIVE.replace("END", "raise SystemExit(3)"))
     assert "said 199" in said.rpartition("\x1b[2K")[2]
+
+
+def test_a_line_of_progress_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads, none may come between a line and its end."""
+    writes: list[str] = []
+    monkeypatch.setattr(sys.stderr, "write", lambda text: writes.append(text))
+    with console.progress() as report:
+        report(Event("begin", "connect", "started", "gpu01"))
+    assert [text[9:] for text in writes if text] == ["gpu01 | connect: started\n"]
