@@ -48,6 +48,6 @@ def test_a_firewall_on_rays_port_is_named(
     assert (
         f"error: {worker}: cannot reach Ray's port 6379 on the head, {testbed.addresses[head]} "
         f"({head}): no answer within 4 s\n"
-        f"fix: let TCP 6379 pass the firewalls of {head} and of the workers, "
+        f"fix: let TCP 6379 pass the firewalls of {head} and {worker}, "
     ) in done.stderr
     assert testbed.snapshot(worker) == before
