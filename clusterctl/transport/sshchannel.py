@@ -28,6 +28,36 @@ class ChannelRefused(Exception):
     """sshd answered a channel request with no."""
 
 
+class OrderedChannel(paramiko.Channel):
+    """A channel whose last word is always CLOSE.
+
+    paramiko answers sshd's CLOSE at once, in its own thread, though another thread may be about to
+    send EOF or data. sshd then sees a packet for a channel that it has freed, and ends the whole
+    connection. Here the answer waits for `close`, which comes after all that the user sends.
+    """
+
+    _answer: tuple[Message | None, ...] = ()
+    _leaving = False
+
+    def _close_internal(self) -> tuple[Message | None, ...]:
+        """What to send on closing. paramiko calls it with its lock held, on sshd's CLOSE too."""
+        messages: tuple[Message | None, ...] = super()._close_internal()  # type: ignore[misc]
+        if self._leaving:
+            return messages
+        self._answer = messages
+        return ()
+
+    def close(self) -> None:
+        self._leaving = True
+        super().close()
+        channel: Any = self  # the stubs know nothing of private members
+        with channel.lock:
+            answer, self._answer = self._answer, ()
+        for message in answer:
+            if message is not None:
+                channel.transport._send_user_message(message)
+
+
 def open_channel(
     transport: paramiko.Transport, kind: str, details: bytes, timeout: float
 ) -> paramiko.Channel:
@@ -61,7 +91,7 @@ def _announce(transport: Any, kind: str) -> tuple[Message, paramiko.Channel, thr
         window = transport._sanitize_window_size(None)
         packet = transport._sanitize_packet_size(None)
         number = transport._next_channel()
-        channel: Any = paramiko.Channel(number)
+        channel: Any = OrderedChannel(number)
         transport._channels.put(number, channel)
         transport.channel_events[number] = answered = threading.Event()
         transport.channels_seen[number] = True

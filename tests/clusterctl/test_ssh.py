@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -313,6 +315,21 @@ def test_no_more_sessions_than_sshd_takes(make_sshd: MakeSshd, connect: Connect,
         limit=30,
     )
     assert outcomes == {str(n): Done(str(n), f"{n}\n") for n in range(30)}
+
+
+def test_an_eof_that_crosses_sshds_close_does_not_end_the_connection(
+    sshd: Sshd, connect: Connect
+) -> None:
+    """One thread has made its EOF and not yet sent it when the command ends."""
+    transport = connect(sshd.spec(), sshd.node())
+    stream: Any = transport.open_command(["sleep", "0.2"])
+    channel = stream._channel
+    eof = channel._send_eof()
+    while not channel.closed:
+        time.sleep(0.01)
+    channel.transport._send_user_message(eof)
+    stream.close()
+    assert says_hello(transport)
 
 
 def test_waiting_for_a_session_has_an_end(sshd: Sshd, connect: Connect) -> None:
