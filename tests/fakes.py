@@ -22,6 +22,7 @@ from clusterctl.transport.base import (
     SocketRefused,
     trace_line,
 )
+from clusterctl.transport.local import SocketStream
 
 
 @dataclass(frozen=True)
@@ -146,28 +147,6 @@ class ScriptedTransport:
 
     def close(self) -> None:
         self.closed = True
-
-
-class SocketStream:
-    """A ByteStream over one end of a socket pair."""
-
-    def __init__(self, ours: socket.socket) -> None:
-        self._socket = ours
-
-    def sendall(self, data: bytes, /) -> None:
-        self._socket.sendall(data)
-
-    def recv(self, size: int, /) -> bytes:
-        return self._socket.recv(size)
-
-    def settimeout(self, seconds: float | None, /) -> None:
-        self._socket.settimeout(seconds)
-
-    def shutdown_write(self) -> None:
-        self._socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class FailedStream(SocketStream):

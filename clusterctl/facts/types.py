@@ -12,10 +12,6 @@ class Address:
     ip: str
     prefix: int
 
-    @property
-    def is_ipv4(self) -> bool:
-        return ":" not in self.ip
-
 
 @dataclass(frozen=True)
 class Interface:
