@@ -58,6 +58,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Check collectives over all devices, and name the rank that does not answer.",
         CLUSTER,
     ),
+    "doctor": Entry(
+        "clusterctl.commands.doctor:doctor",
+        "Find what will fail on the hosts, or has failed, with its cause and its fix.",
+        CLUSTER,
+    ),
     "down": Entry(
         "clusterctl.commands.down:down",
         "End deployments, Ray and all containers of the cluster, and see that none is left.",

@@ -99,7 +99,7 @@ def _carry_out(
 
 def _say_warnings(found: Prospect, report: Report) -> None:
     for finding in found.findings:
-        if finding.status in ("warn", "unknown"):
+        if finding.verdict in ("warn", "unknown"):
             fix = f" ({finding.fix})" if finding.fix else ""
             report(Event("warn", "preflight", finding.message + fix, finding.host))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
+    from clusterctl.doctor.check import Finding
     from clusterctl.launch import LaunchPlan
     from clusterctl.raycluster import Formation
 
@@ -140,6 +141,39 @@ def deployments(records: Iterable[Mapping[str, Any]]) -> None:
         for record in records
     ]
     _show(_grid(columns, rows, foldable=("MODEL", "URL")), sys.stdout)
+
+
+def findings(findings: Iterable[Finding]) -> None:
+    """One row a finding, and below them every fix once, with the hosts it is for."""
+    shown = list(findings)
+    rows = [(_styled(one.verdict), one.host or "-", _id(one), _said(one)) for one in shown]
+    if rows:
+        table(("VERDICT", "HOST", "CHECK", "FINDING"), rows)
+    fixes: dict[str, dict[str, None]] = {}
+    for one in shown:
+        if one.fix:
+            fixes.setdefault(one.fix, {})[one.host or "cluster"] = None
+    for fix, hosts in fixes.items():
+        _console(sys.stdout).print(_fix(", ".join(hosts), fix), soft_wrap=True)
+
+
+def _id(finding: Finding) -> str:
+    return finding.check or finding.cause or "-"
+
+
+def _said(finding: Finding) -> str:
+    """The message, and where the proof of it stands."""
+    seen = finding.evidence
+    if seen is None or seen.file is None:
+        return finding.message
+    where = seen.file if seen.line is None else f"{seen.file}:{seen.line}"
+    return f"{finding.message} [{where}]"
+
+
+def _fix(hosts: str, text: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(("fix", "bold green"), f" ({hosts}): {text}")
 
 
 # --- about the run: stderr -----------------------------------------------------------------------
@@ -269,7 +303,7 @@ def _event_text(event: Event) -> Text:
     from rich.text import Text
 
     label = "warning: " if event.kind == "warn" else ""
-    said = event.message or _SAID.get(event.kind, "")
+    said = event.message or _KINDS.get(event.kind, "")
     where = event.host or "cluster"
     how_far = ""
     if event.kind == "progress" and event.total:
@@ -314,7 +348,7 @@ def _row_cells(row: Row, now: float, *, bar_width: int) -> tuple[RenderableType,
 _NODE_COLUMNS = ("NODE", "ROLE", "ADDRESS", "STATE", "DEVICES", "DETAIL")
 _NODE_KEYS = ("name", "role", "address", "state", "devices_seen", "devices_expected", "detail")
 _HOST_COLORS = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", "bright_magenta")
-_SAID = {"begin": "started", "done": "done"}
+_KINDS = {"begin": "started", "done": "done"}
 _EVENT_STYLES = {"warn": "yellow", "line": "dim"}
 _STYLES = {
     "ready": "green",
@@ -331,6 +365,11 @@ _STYLES = {
     "failed": "red",
     "unexpected": "red",
     "stopped": "dim",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "unknown": "magenta",
+    "skip": "dim",
 }
 
 

@@ -2,6 +2,7 @@
 
 ClusterctlError            1  something failed
 ├── ConfigError            2  the command line or cluster.yaml is wrong
+│   └── NoCluster          2  nothing says which cluster is meant
 ├── Unreachable            3  a host could not be reached or logged in to
 ├── PreflightFailed        4  the hosts cannot run this cluster, found before anything was created
 ├── NotReady               5  formation, sanity or readiness was not seen in time
@@ -39,6 +40,10 @@ class ClusterctlError(Exception):
 class ConfigError(ClusterctlError):
     code = "config"
     exit_code = 2
+
+
+class NoCluster(ConfigError):
+    """Nothing says which cluster is meant."""
 
 
 class Unreachable(ClusterctlError):

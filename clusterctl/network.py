@@ -32,8 +32,9 @@ class ChosenAddress:
 
 @dataclass(frozen=True)
 class AddressWarning:
-    """Something that lets a cluster form and a collective hang."""
+    """Something that lets a cluster form and a collective hang. `cause`: its slug."""
 
+    cause: str
     host: str
     message: str
     hint: str
@@ -285,6 +286,7 @@ def _same_subnet_twice(
     ]
     if others:
         yield AddressWarning(
+            "multi-nic-same-subnet-hang",
             name,
             f"{choice.interface} and {', '.join(others)} are in one subnet, {networks[0]}: packets "
             "may leave by the other one, and Ray or NCCL then waits forever",
@@ -296,6 +298,7 @@ def _name_on_loopback(name: str, facts: HostFacts) -> Iterator[AddressWarning]:
     loopback = [ip for ip in facts.host.hostname_resolves_to or () if _is_loopback(ip)]
     if loopback:
         yield AddressWarning(
+            "hostname-resolves-loopback",
             name,
             f"its own name {facts.host.hostname} leads to {loopback[0]}: a program that announces "
             "itself by name is not found by the others",

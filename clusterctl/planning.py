@@ -99,10 +99,17 @@ def _judge(
     try:
         reached = _addresses(session, facts, report)
     except PreflightFailed as error:
-        failed = Finding("network.address", error.host, "fail", error.message, error.hint)
+        failed = Finding("network.address", None, error.host, "fail", error.message, fix=error.hint)
         return [*findings, failed], {}
     warnings = [
-        Finding("network.address", warning.host, "warn", warning.message, warning.hint)
+        Finding(
+            "network.address",
+            warning.cause,
+            warning.host,
+            "warn",
+            warning.message,
+            fix=warning.hint,
+        )
         for warning in network.address_warnings(reached.chosen, facts)
     ]
     return [*findings, *reached.findings, *warnings], reached.chosen

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from clusterctl.doctor.check import Check, Finding, Verdict, run_checks
+from clusterctl.doctor.check import (
+    Answer,
+    Check,
+    Finding,
+    fail,
+    ok,
+    run_checks,
+    skip,
+    unknown,
+    warn,
+)
 from clusterctl.errors import PreflightFailed
 from clusterctl.facts.types import HostFacts
 from clusterctl.launch import devices_of, expected_role, node_ray
@@ -28,16 +38,20 @@ class Candidate:
     occupied: bool = False
     missing_directories: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        return self.node.name
+
 
 def preflight(candidates: Iterable[Candidate]) -> list[Finding]:
     """Every finding of every host."""
-    named = [(candidate.node.name, candidate) for candidate in candidates]
-    return [*run_checks(CHECKS, named), *_shared_hosts([one for _, one in named])]
+    known = list(candidates)
+    return [*run_checks(CHECKS, known), *_shared_hosts(known)]
 
 
 def refuse(findings: Sequence[Finding]) -> None:
     """Raises PreflightFailed with all failures at once, where there are any."""
-    failed = [finding for finding in findings if finding.status == "fail"]
+    failed = [finding for finding in findings if finding.verdict == "fail"]
     if not failed:
         return
     hosts = list(dict.fromkeys(finding.host for finding in failed if finding.host))
@@ -54,13 +68,13 @@ def _text(failed: Sequence[Finding]) -> str:
     return "\n".join([f"{len(failed)} problems, nothing was changed", *lines])
 
 
-def _docker_answers(one: Candidate) -> Verdict | None:
+def _docker_answers(one: Candidate) -> Answer:
     docker = one.facts.docker
     if one.spec.runtime == "process":
-        return None
+        return skip("processes on this machine need no Docker")
     if docker.error is None:
-        return Verdict("ok", f"Docker {docker.version}")
-    return Verdict("fail", f"Docker does not answer: {docker.error}", _docker_fix(docker.error))
+        return ok(f"Docker {docker.version}")
+    return fail(f"Docker does not answer: {docker.error}", _docker_fix(docker.error))
 
 
 def _docker_fix(error: str) -> str:
@@ -71,46 +85,44 @@ def _docker_fix(error: str) -> str:
     return "sudo systemctl start docker on the host"
 
 
-def _devices_are_there(one: Candidate) -> Verdict | None:
+def _devices_are_there(one: Candidate) -> Answer:
     kind, wanted = devices_of(one.spec, one.node, one.facts)
     if kind == "cpu":
-        return None
+        return skip("CPU slots are asked for")
     found = len(one.facts.gpu.gpus)
     if one.facts.gpu.error:
-        return Verdict("fail", f"the GPUs cannot be listed: {one.facts.gpu.error}")
+        return fail(f"the GPUs cannot be listed: {one.facts.gpu.error}")
     if not found:
         fix = "for CPU processes in place of GPUs: --devices cpu:1, or `devices:` in cluster.yaml"
-        return Verdict("fail", "no GPU on this host", fix)
+        return fail("no GPU on this host", fix)
     if found < wanted:
-        return Verdict("fail", f"{found} GPUs on this host, {wanted} asked for")
-    return Verdict("ok", f"{wanted} of {found} GPUs")
+        return fail(f"{found} GPUs on this host, {wanted} asked for")
+    return ok(f"{wanted} of {found} GPUs")
 
 
-def _gpus_reach_containers(one: Candidate) -> Verdict | None:
+def _gpus_reach_containers(one: Candidate) -> Answer:
     kind, _ = devices_of(one.spec, one.node, one.facts)
     nvidia = any(gpu.vendor == "nvidia" for gpu in one.facts.gpu.gpus)
     if kind == "cpu" or not nvidia or one.facts.docker.error or one.spec.runtime == "process":
-        return None
+        return skip("no container is to be given an NVIDIA GPU")
     if "nvidia" in one.facts.docker.runtimes:
-        return Verdict("ok", "NVIDIA container runtime")
-    return Verdict(
-        "warn",
+        return ok("NVIDIA container runtime")
+    return warn(
         "Docker lists no NVIDIA runtime: containers may not see the GPUs",
         "install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure "
         "--runtime=docker && sudo systemctl restart docker",
     )
 
 
-def _ports_are_free(one: Candidate) -> Verdict | None:
+def _ports_are_free(one: Candidate) -> Answer:
     if one.occupied:
-        return None
+        return skip("its own node runs and may hold them")
     if one.facts.listeners is None:
-        return Verdict("unknown", "the ports in use cannot be listed (no ss on this host)")
+        return unknown("the ports in use cannot be listed (no ss on this host)")
     taken = ports_in_use(one.spec, one.node, one.facts)
     if not taken:
-        return Verdict("ok", "Ray's ports are free")
-    return Verdict(
-        "fail",
+        return ok("Ray's ports are free")
+    return fail(
         f"ports that Ray needs are in use: {', '.join(taken)}",
         "end what listens there (a stray Ray: ray stop), or choose other ports under `ray:`",
     )
@@ -132,44 +144,42 @@ def _by(process: str | None) -> str:
     return f", used by {process}" if process else ""
 
 
-def _directories_are_there(one: Candidate) -> Verdict | None:
+def _directories_are_there(one: Candidate) -> Answer:
     if not one.missing_directories:
-        return None
+        return skip("nothing is to be mounted")
     missing = ", ".join(one.missing_directories)
-    return Verdict(
-        "fail",
+    return fail(
         f"not on this host: {missing}",
         f"copy it to the same path on every host, or take it out of `model_dirs:`/`mounts:`: "
         f"{missing}",
     )
 
 
-def _disk_has_room(one: Candidate) -> Verdict | None:
+def _disk_has_room(one: Candidate) -> Answer:
     root = one.facts.docker.root_dir
     disk = one.facts.host.disk(root) if root else None
     if disk is None:
-        return None
+        return skip("Docker says nothing of its disk")
     text = f"{disk.free_bytes / 2**30:.1f} GiB free for Docker in {disk.path}"
     if disk.free_bytes < MIN_DISK_BYTES:
-        return Verdict("fail", f"only {text}", "docker system prune on the host")
-    return Verdict("ok", text)
+        return fail(f"only {text}", "docker system prune on the host")
+    return ok(text)
 
 
-def _clock_agrees(one: Candidate) -> Verdict | None:
+def _clock_agrees(one: Candidate) -> Answer:
     offset = one.facts.host.clock_offset_s
     if offset is None or abs(offset) <= MAX_CLOCK_OFFSET_S:
-        return None
-    return Verdict(
-        "warn", f"its clock is {offset:+.0f} s off ours", "sudo systemctl restart systemd-timesyncd"
+        return skip("clocks agree")
+    return warn(
+        f"its clock is {offset:+.0f} s off ours", "sudo systemctl restart systemd-timesyncd"
     )
 
 
-def _shm_is_large(one: Candidate) -> Verdict | None:
+def _shm_is_large(one: Candidate) -> Answer:
     shm = one.facts.host.disk("/dev/shm")
     if shm is None or shm.total_bytes >= MIN_SHM_BYTES:
-        return None
-    return Verdict(
-        "warn",
+        return skip("large enough")
+    return warn(
         f"/dev/shm holds {shm.total_bytes / 2**20:.0f} MiB: Ray and NCCL will fall back to disk",
         "sudo mount -o remount,size=16g /dev/shm on the host",
     )
@@ -197,7 +207,7 @@ def _shared_hosts(candidates: Sequence[Candidate]) -> Iterator[Finding]:
         other = seen.setdefault(key, one.node.name)
         if other != one.node.name:
             message = f"is the same machine as {other}"
-            yield Finding("host.distinct", one.node.name, "fail", message, "name it once")
+            yield Finding("host.distinct", None, one.node.name, "fail", message, fix="name it once")
 
 
 @dataclass(frozen=True)
@@ -209,38 +219,53 @@ class ImageContents:
     torch: str | None
 
 
+@dataclass(frozen=True)
+class Held:
+    """A host's image, as checks see it."""
+
+    name: str
+    contents: ImageContents
+
+
+def _image_check(image: str, insecure_ray: bool) -> Check[Held]:
+    return Check(
+        "image.contents",
+        "The image holds what a node needs",
+        lambda held: _image_verdict(image, held.contents, insecure_ray),
+        "ray-not-found",
+    )
+
+
 def judge_images(
     image: str, contents: Mapping[str, ImageContents], *, insecure_ray: bool
 ) -> list[Finding]:
     """By host. Equal over all hosts, and everything in it that a node needs."""
     findings = [
-        Finding("image.contents", host, verdict.status, verdict.message, verdict.fix)
+        finding
         for host, found in contents.items()
-        for verdict in [_image_verdict(image, found, insecure_ray)]
+        for finding in run_checks([_image_check(image, insecure_ray)], [Held(host, found)])
     ]
     return [*findings, *_image_differs(image, contents)]
 
 
-def _image_verdict(image: str, found: ImageContents, insecure_ray: bool) -> Verdict:
+def _image_verdict(image: str, found: ImageContents, insecure_ray: bool) -> Answer:
     lacks = [
         name
         for name, version in (("python3", found.python), ("ray", found.ray), ("torch", found.torch))
         if version is None
     ]
     if lacks:
-        return Verdict(
-            "fail",
+        return fail(
             f"image {image} has no {' and no '.join(lacks)}",
             "--image with one that has python3, ray and torch; stock vLLM images lack ray since "
             "v0.18: FROM it and `RUN pip install 'ray[default]>=2.52'`",
         )
     if _too_old(found.ray or "") and not insecure_ray:
-        return Verdict(
-            "fail",
+        return fail(
             f"image {image} has Ray {found.ray}, which knows no token authentication (2.52 does)",
             "use an image with a newer Ray, or --insecure-ray on a network you trust",
         )
-    return Verdict("ok", f"python {found.python}, ray {found.ray}, torch {found.torch}")
+    return ok(f"python {found.python}, ray {found.ray}, torch {found.torch}")
 
 
 def _too_old(ray: str) -> bool:
@@ -255,8 +280,9 @@ def _image_differs(image: str, contents: Mapping[str, ImageContents]) -> Iterato
         )
         yield Finding(
             "image.equal",
+            "ray-version-mismatch",
             None,
             "fail",
             f"image {image} is not the same on all hosts: {said}",
-            f"docker pull {image} on every host, or name it by digest",
+            fix=f"docker pull {image} on every host, or name it by digest",
         )

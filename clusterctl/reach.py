@@ -242,7 +242,7 @@ def _label(chosen: Chosen) -> str:
 
 def _passed_over(said: str) -> Finding:
     fix = "repair that network, or name the one to use: network: {subnet: ...}"
-    return Finding("net.passed-over", None, "warn", f"passed over {said}", fix)
+    return Finding("net.passed-over", None, None, "warn", f"passed over {said}", fix=fix)
 
 
 def _unknown(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Finding]:
@@ -253,7 +253,7 @@ def _unknown(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Fi
             what = "the others" if None in ways else "Ray's ports on the others"
             message = f"whether it reaches {what} could not be tried"
             fix = "install bash and coreutils on the host: /dev/tcp and timeout are what tries"
-            yield Finding("net.reach", host, "unknown", message, fix)
+            yield Finding("net.reach", None, host, "unknown", message, fix=fix)
 
 
 def _ray_blocked(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Finding]:
@@ -267,10 +267,11 @@ def _blocked(spec: ClusterSpec, host: str, way: RayWay, why: str) -> Finding:
     where = f"the head, {way.target.address}" if way.peer == spec.head else way.target.address
     return Finding(
         "net.ray-port-blocked",
+        "ray-gcs-unreachable" if way.setting == "port" else "ray-port-blocked",
         host,
         "fail",
         f"cannot reach Ray's port {way.target.port} on {where} ({way.peer}): {why}",
-        f"let TCP {way.target.port} pass the firewalls of {way.peer} and {host}, "
+        fix=f"let TCP {way.target.port} pass the firewalls of {way.peer} and {host}, "
         f"or choose another port: ray: {{{way.setting}: ...}}",
     )
 

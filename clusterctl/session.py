@@ -94,9 +94,10 @@ class Session:
 
     def facts(self, names: Sequence[str] | None = None) -> dict[str, HostFacts]:
         """All that is known of the linked hosts, one round trip each. A host that fails raises."""
-        return results(self.each(self._facts_of, names))
+        return results(self.each(self.facts_of, names))
 
-    def _facts_of(self, link: HostLink) -> HostFacts:
+    def facts_of(self, link: HostLink) -> HostFacts:
+        """All that is known of one host, in one round trip."""
         from clusterctl.facts.gather import parse_facts, probe_script
 
         script = probe_script(self.spec.docker_socket).encode()

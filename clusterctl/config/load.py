@@ -24,7 +24,7 @@ from clusterctl.config.layers import (
 )
 from clusterctl.config.plain import leaves
 from clusterctl.config.saved import current_name, saved_file
-from clusterctl.errors import ConfigError
+from clusterctl.errors import ConfigError, NoCluster
 from clusterctl.spec import ClusterSpec
 
 CLUSTER_FILE = "cluster.yaml"
@@ -148,7 +148,7 @@ def _file_not_flagged(flags: Flags, env: Mapping[str, str], cwd: Path) -> Path |
         return None
     if name := current_name(env):
         return saved_file(name, env)
-    raise ConfigError(
+    raise NoCluster(
         f"no cluster: there is no {CLUSTER_FILE} here and none was saved as the current one",
         hint="clusterctl up --head HOST --worker HOST, or clusterctl init HOST... to write a "
         f"{CLUSTER_FILE}",

@@ -2,49 +2,196 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-Subject = TypeVar("Subject")
-Status = Literal["ok", "warn", "fail", "unknown"]
+Verdict = Literal["ok", "warn", "fail", "skip", "unknown"]
+Scope = Literal["host", "pair", "cluster"]
+Tag = Literal["preflight", "deep", "nvidia", "amd", "rdma", "ray", "model"]
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a check says of one subject. `fix` is a command where one exists."""
-
-    status: Status
-    message: str
-    fix: str | None = None
+# What to look at first. Within one verdict the likelier finding goes first.
+_ORDER: Mapping[Verdict, int] = {"fail": 0, "warn": 1, "unknown": 2, "skip": 3, "ok": 4}
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Check(Generic[Subject]):
-    """`id` is stable: it is what people skip a check by."""
+class Evidence:
+    """What was seen, word for word. `file` and `line` (from 1) where it has them."""
 
-    id: str
-    title: str
-    judge: Callable[[Subject], Verdict | None]  # None: does not apply
+    text: str
+    file: str | None = None
+    line: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {"file": self.file, "line": self.line, "text": self.text}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict with its place. `host` None: the cluster as a whole."""
+    """What is said of a place. `check` None: it comes from a log, not from a check. `cause`: the
+    slug of the root cause. `host` None: the cluster as a whole. `message`: one sentence for people.
+    `confidence`: 0 to 1 that `cause` is the reason of what goes (or will go) wrong. `fix`: a
+    command where one exists."""
 
-    check: str
+    check: str | None
+    cause: str | None
     host: str | None
-    status: Status
+    verdict: Verdict
     message: str
+    confidence: float = 1.0
+    evidence: Evidence | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
     fix: str | None = None
 
+    def document(self) -> dict[str, Any]:
+        """One entry of `findings` in `doctor --json`."""
+        return {
+            "check": self.check,
+            "cause": self.cause,
+            "host": self.host,
+            "verdict": self.verdict,
+            "message": self.message,
+            "confidence": self.confidence,
+            "evidence": self.evidence.document() if self.evidence else None,
+            "values": dict(self.values),
+            "fix": self.fix,
+        }
 
-def run_checks(
-    checks: Iterable[Check[Subject]], subjects: Iterable[tuple[str | None, Subject]]
-) -> Iterator[Finding]:
+
+def likeliest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Failures before warnings before what is unknown; equal ones stay in their order."""
+    return sorted(findings, key=lambda one: (_ORDER[one.verdict], -one.confidence))
+
+
+def troubles(findings: Iterable[Finding]) -> list[Finding]:
+    """All but what is in order or does not apply."""
+    return [one for one in findings if one.verdict not in ("ok", "skip")]
+
+
+def document(findings: Iterable[Finding]) -> dict[str, Any]:
+    """What `doctor --json` prints."""
+    ordered = likeliest_first(findings)
+    return {"schema_version": SCHEMA_VERSION, "findings": [one.document() for one in ordered]}
+
+
+def exit_code(findings: Iterable[Finding], *, strict: bool = False) -> int:
+    """1 when anything failed; with `strict` also for a warning and for what is not known."""
+    bad = ("fail", "warn", "unknown") if strict else ("fail",)
+    return int(any(one.verdict in bad for one in findings))
+
+
+# --- what a judge says ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A judge's word on its subject: a Finding but for what the Check itself knows. `host` is for
+    judges that see several; `cause` where it differs from the check's own."""
+
+    verdict: Verdict
+    message: str
+    fix: str | None = None
+    evidence: Evidence | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    host: str | None = None
+    confidence: float = 1.0
+    cause: str | None = None
+
+
+def ok(message: str, *, host: str | None = None) -> Answer:
+    return Answer("ok", message, host=host)
+
+
+def skip(reason: str, *, host: str | None = None) -> Answer:
+    """It does not apply here, and why."""
+    return Answer("skip", reason, host=host)
+
+
+def unknown(reason: str, *, host: str | None = None, fix: str | None = None) -> Answer:
+    """It applies, and could not be learnt."""
+    return Answer("unknown", reason, fix, host=host)
+
+
+def warn(message: str, fix: str | None = None, **more: Any) -> Answer:
+    """`more`: fields of Answer."""
+    return Answer("warn", message, fix, **more)
+
+
+def fail(message: str, fix: str | None = None, **more: Any) -> Answer:
+    """`more`: fields of Answer."""
+    return Answer("fail", message, fix, **more)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+class Examined(Protocol):
+    """What checks judge. `name` is the host's; None: the cluster as a whole."""
+
+    @property
+    def name(self) -> str | None: ...
+
+
+Subject = TypeVar("Subject", bound=Examined)
+Said = Answer | Iterable[Answer]
+
+
+@dataclass(frozen=True)
+class Check(Generic[Subject]):
+    """`id` is stable: people choose and skip by it. `cause`: the slug of what will go wrong.
+    `needs`: attribute paths of HostFacts (`host.clock_offset_s`); where one is None the judge says
+    unknown, never ok. The judge's docstring says why the check matters."""
+
+    id: str
+    title: str
+    judge: Callable[[Subject], Said]
+    cause: str | None = None
+    needs: tuple[str, ...] = ()
+    scope: Scope = "host"
+    tags: frozenset[Tag] = frozenset()
+
+    @property
+    def why(self) -> str:
+        return " ".join((inspect.getdoc(self.judge) or "").split())
+
+
+def check(
+    id: str,
+    title: str,
+    *,
+    cause: str | None = None,
+    needs: Sequence[str] = (),
+    scope: Scope = "host",
+    tags: Iterable[Tag] = (),
+) -> Callable[[Callable[[Subject], Said]], Check[Subject]]:
+    """Turn a judge into its Check, where it is written."""
+
+    def made(judge: Callable[[Subject], Said]) -> Check[Subject]:
+        return Check(id, title, judge, cause, tuple(needs), scope, frozenset(tags))
+
+    return made
+
+
+def run_checks(checks: Iterable[Check[Subject]], subjects: Iterable[Subject]) -> Iterator[Finding]:
     known = list(checks)
-    for host, subject in subjects:
-        for check in known:
-            verdict = check.judge(subject)
-            if verdict is not None:
-                yield Finding(check.id, host, verdict.status, verdict.message, verdict.fix)
+    for subject in subjects:
+        for one in known:
+            said = one.judge(subject)
+            for answer in [said] if isinstance(said, Answer) else said:
+                yield _finding(one, answer, answer.host or subject.name)
+
+
+def _finding(one: Check[Subject], answer: Answer, host: str | None) -> Finding:
+    return Finding(
+        one.id,
+        answer.cause or one.cause,
+        host,
+        answer.verdict,
+        answer.message,
+        answer.confidence,
+        answer.evidence,
+        answer.values,
+        answer.fix,
+    )

@@ -265,6 +265,7 @@ class TestWarnings:
         chosen = choose_addresses(AB, facts(a, b))
         assert list(address_warnings(chosen, facts(a, b))) == [
             AddressWarning(
+                "multi-nic-same-subnet-hang",
                 "a",
                 "eth0 and eth1 are in one subnet, 10.0.0.0/24: packets may leave by the other one, "
                 "and Ray or NCCL then waits forever",

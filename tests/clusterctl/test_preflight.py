@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from clusterctl.doctor.check import Finding
+from clusterctl.doctor.check import Finding, troubles
 from clusterctl.errors import PreflightFailed
 from clusterctl.facts.types import Disk, DockerFacts, Gpu, GpuFacts, HostFacts, Listener
 from clusterctl.preflight import (
@@ -34,7 +34,7 @@ def found(
     """Findings other than ok, by check."""
     assert isinstance(spec, type(SPEC))
     one = Candidate(spec, spec.node(name), facts, occupied, missing)
-    return {finding.check: finding for finding in preflight([one]) if finding.status != "ok"}
+    return {finding.check or "": finding for finding in troubles(preflight([one]))}
 
 
 def with_gpus(count: int) -> HostFacts:
@@ -58,7 +58,7 @@ def test_a_healthy_host_passes() -> None:
 )
 def test_docker_that_does_not_answer(error: str, fix: str) -> None:
     finding = found(replace(HEALTHY, docker=DockerFacts(error=error)))["docker.answers"]
-    assert finding.status == "fail"
+    assert finding.verdict == "fail"
     assert finding.message == f"Docker does not answer: {error}"
     assert finding.fix == fix
 
@@ -70,7 +70,7 @@ def test_gpus() -> None:
     assert "gpu.count" not in found(with_gpus(8), spec)
     nine = replace(SPEC, devices=DevicesSpec("gpu", 9))
     assert found(with_gpus(8), nine)["gpu.count"].message == "8 GPUs on this host, 9 asked for"
-    assert found(with_gpus(8), spec)["gpu.runtime"].status == "warn"
+    assert found(with_gpus(8), spec)["gpu.runtime"].verdict == "warn"
 
 
 def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
@@ -83,14 +83,14 @@ def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
 
 
 def test_unknown_is_its_own_answer() -> None:
-    assert found(replace(HEALTHY, listeners=None))["ray.ports"].status == "unknown"
+    assert found(replace(HEALTHY, listeners=None))["ray.ports"].verdict == "unknown"
 
 
 def test_disk_clock_and_shm() -> None:
     small = (Disk("/var/lib/docker", 10**12, 10**9), Disk("/dev/shm", 64 << 20, 64 << 20))
     host = replace(HEALTHY.host, disks=small, clock_offset_s=-30.0)
     findings = found(replace(HEALTHY, host=host))
-    assert {check: finding.status for check, finding in findings.items()} == {
+    assert {check: finding.verdict for check, finding in findings.items()} == {
         "docker.disk": "fail",
         "host.clock": "warn",
         "host.shm": "warn",
@@ -100,14 +100,14 @@ def test_disk_clock_and_shm() -> None:
 
 def test_directories_to_mount() -> None:
     finding = found(missing=("/models",))["host.directories"]
-    assert (finding.status, finding.message) == ("fail", "not on this host: /models")
+    assert (finding.verdict, finding.message) == ("fail", "not on this host: /models")
 
 
 def test_one_machine_under_two_names() -> None:
     nodes = tuple(replace(node, address="10.0.0.11") for node in SPEC.nodes)
     spec = replace(SPEC, nodes=nodes)
     findings = preflight(Candidate(spec, node, HEALTHY) for node in spec.nodes)
-    failed = [one for one in findings if one.status == "fail"]
+    failed = [one for one in findings if one.verdict == "fail"]
     assert [(one.host, one.message) for one in failed] == [
         ("gpu02", "is the same machine as gpu01")
     ]

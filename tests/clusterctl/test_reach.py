@@ -216,7 +216,7 @@ def test_a_candidate_with_one_gap_is_passed_over_and_the_reason_says_so() -> Non
     }
     fix = "repair that network, or name the one to use: network: {subnet: ...}"
     assert reached.findings == (
-        Finding("net.passed-over", None, "warn", f"passed over {gap}", fix),
+        Finding("net.passed-over", None, None, "warn", f"passed over {gap}", fix=fix),
     )
 
 
@@ -261,10 +261,11 @@ def test_a_way_that_could_not_be_tried_is_taken_and_never_called_ok() -> None:
         (
             Finding(
                 "net.reach",
+                None,
                 "gpu02",
                 "unknown",
                 "whether it reaches the others could not be tried",
-                PING_FIX,
+                fix=PING_FIX,
             ),
         ),
     )
@@ -285,17 +286,19 @@ def test_a_firewall_on_rays_port_is_named_for_each_worker_it_stops() -> None:
     assert choose(SPEC, [FAST, SLOW], said).findings == (
         Finding(
             "net.ray-port-blocked",
+            "ray-gcs-unreachable",
             "gpu02",
             "fail",
             "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): no answer within 4 s",
-            ray_fix(6379, "gpu01", "gpu02", "port"),
+            fix=ray_fix(6379, "gpu01", "gpu02", "port"),
         ),
         Finding(
             "net.ray-port-blocked",
+            "ray-gcs-unreachable",
             "gpu03",
             "fail",
             "cannot reach Ray's port 6379 on the head, 10.0.1.11 (gpu01): No route to host",
-            ray_fix(6379, "gpu01", "gpu03", "port"),
+            fix=ray_fix(6379, "gpu01", "gpu03", "port"),
         ),
     )
 
@@ -305,10 +308,11 @@ def test_a_firewall_on_a_raylet_is_named_by_whoever_it_stops() -> None:
     assert choose(SPEC, [FAST], said).findings == (
         Finding(
             "net.ray-port-blocked",
+            "ray-port-blocked",
             "gpu01",
             "fail",
             "cannot reach Ray's port 6380 on 10.0.1.12 (gpu02): no answer within 4 s",
-            ray_fix(6380, "gpu02", "gpu01", "node_manager_port"),
+            fix=ray_fix(6380, "gpu02", "gpu01", "node_manager_port"),
         ),
     )
 
