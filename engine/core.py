@@ -52,6 +52,7 @@ class EngineCore:
         self._check_alive()
         self._check_ids("the prompt", request.prompt_token_ids)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
+        self._check_ids("logit_bias", [token_id for token_id, _ in request.sampling.logit_bias])
         self._scheduler.add(request)
 
     def abort(self, request_ids: Iterable[str]) -> list[Output]:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias, cast
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.outputs import RequestOutput, Sample, make_samples
-from engine.sampling_params import SamplingParams
+from engine.outputs import EmbeddingOutput, RequestOutput, Sample, make_samples
+from engine.sampling_params import Pooling, SamplingParams
 from engine.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -49,6 +49,13 @@ class LLM:
         Raises ValueError for a prompt that cannot run (then none has), EngineDead when a rank
         fails.
         """
+        return [job.result() for job in self._run_all(prompts, sampling_params)]
+
+    def _run_all(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[_Job]:
         batch = _as_batch(prompts)
         jobs = [
             self._job(prompt, params)
@@ -61,7 +68,7 @@ class LLM:
             self._run(samples)
         finally:
             self._core.abort(samples)
-        return [job.result() for job in jobs]
+        return jobs
 
     def chat(
         self,
@@ -74,6 +81,14 @@ class LLM:
         prompts = [self.tokenizer.encode_chat(conversation) for conversation in conversations]
         return self.generate(prompts, sampling_params)
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last"
+    ) -> list[EmbeddingOutput]:
+        """The prompts' embeddings: the final hidden state of the last token, or their mean."""
+        params = SamplingParams(max_tokens=1, temperature=0, pooling=pooling)
+        jobs = self._run_all(prompts, params)
+        return [job.samples[0].embedded() for job in jobs]
+
     def shutdown(self) -> None:
         """End the ranks. Idempotent."""
         self._core.shutdown()
@@ -82,7 +97,7 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         request_id = str(next(self._numbers))
-        return _Job(text, make_samples(request_id, ids, params, self.tokenizer.decode))
+        return _Job(text, make_samples(request_id, ids, params, self.tokenizer))
 
     def _run(self, samples: Mapping[str, Sample]) -> None:
         while self._core.has_work:
@@ -107,6 +122,7 @@ class _Job:
             prompt=self.text,
             prompt_token_ids=request.prompt_token_ids,
             outputs=tuple(sample.result() for sample in self.samples),
+            prompt_logprobs=self.samples[0].prompt_logprobs,
         )
 
 

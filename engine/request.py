@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from engine.sampling_params import SamplingParams
+from engine.step import Details, Introduction
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -15,7 +16,8 @@ class Request:
     """`prompt + output` are its tokens; the first `num_computed` of them are in the KV cache.
 
     `in_flight` is the number of tokens that a step not yet committed is computing. An aborted
-    request with tokens in flight keeps its blocks until that step is committed.
+    request with tokens in flight keeps its blocks until that step is committed. `introduced`: the
+    ranks know of it (step.Introduction).
     """
 
     request_id: str
@@ -26,6 +28,7 @@ class Request:
     in_flight: int = 0
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    introduced: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -36,6 +39,11 @@ class Request:
         split = len(self.prompt_token_ids)
         return self.prompt_token_ids[start:stop] + tuple(
             self.output_token_ids[max(start - split, 0) : max(stop - split, 0)]
+        )
+
+    def introduction(self) -> Introduction:
+        return Introduction(
+            self.request_id, self.prompt_token_ids, tuple(self.output_token_ids), self.sampling
         )
 
 
@@ -51,6 +59,7 @@ class Output:
     token_id: int | None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    details: Details | None = None
 
 
 def fan_out(sampling: SamplingParams) -> list[SamplingParams]:

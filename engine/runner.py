@@ -11,8 +11,10 @@ from engine.attention import make_backend
 from engine.attention.base import KVLayout, Span
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
+from engine.grammar import Grammars
 from engine.layers.base import Build
 from engine.layers.sampler import Sampler
+from engine.layers.special import SpecialRequests
 from engine.memory import cpu_kv_bytes, cuda_kv_bytes
 from engine.models import build_model
 from engine.parallel import ParallelContext
@@ -40,7 +42,9 @@ class Runner:
         self.parallel = parallel
         self.dtype = getattr(torch, shape.dtype if config.dtype == "auto" else config.dtype)
         self.model = build_model(Build(parallel.tp, parallel.device, self.dtype), shape, layers)
-        self.sampler = Sampler(shape.eos_token_ids, config.seed)
+        self.sampler = Sampler(config.seed)
+        grammars = Grammars(config.model, shape.vocab_size, shape.eos_token_ids)
+        self.special = SpecialRequests(shape.eos_token_ids, grammars)
         self.layout = KVLayout(
             layers=len(layers),
             block_size=config.block_size,
@@ -97,14 +101,23 @@ class Runner:
 
     def _sample(self, step: Step, hidden: torch.Tensor) -> StepResult | None:
         """Every tp rank computes its part of the logits; rank 0 alone chooses."""
-        chosen: dict[str, int] = {}
+        self.special.begin(step)
+        self.special.read_prompts(
+            step,
+            lambda rows: self.model.normed(hidden[rows]),
+            lambda rows: self.model.logits(hidden[rows]),
+        )
         requests, rows = _sampled_rows(step)
-        if requests:
-            logits = self.model.logits(hidden[self._ids(rows)])
-            if self.parallel.tp.rank == 0:
-                ids = self.sampler(logits, requests)
-                chosen = dict(zip((r.request_id for r in requests), ids, strict=True))
-        return StepResult(step.step_id, chosen) if self.parallel.tp.rank == 0 else None
+        logits = self.model.logits(hidden[self._ids(rows)]) if requests else None
+        if self.parallel.tp.rank != 0:
+            return None
+        if logits is None:
+            return StepResult(step.step_id, {})
+        names = [request.request_id for request in requests]
+        self.special.adjust(logits, names)
+        ids = self.sampler(logits, requests)
+        details = self.special.details(names, ids)
+        return StepResult(step.step_id, dict(zip(names, ids, strict=True)), details)
 
     def _ids(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, device=self.parallel.device)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from engine.kv_cache import KVCache
 from engine.request import Output, Request
-from engine.step import ScheduledRequest, Step, StepResult
+from engine.step import Details, Introduction, ScheduledRequest, Step, StepResult
 
 
 class Scheduler:
@@ -48,6 +48,7 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         self._uncommitted: dict[int, list[Request]] = {}
         self._next_step_id = 0
+        self._ended: list[str] = []  # what the ranks are still to forget
 
     @property
     def num_waiting(self) -> int:
@@ -93,6 +94,7 @@ class Scheduler:
             self._waiting.remove(request)
         if not request.in_flight:
             self.kv_cache.release(request_id)
+        self._forget(request)
         return Output(request_id, None, "abort")
 
     def schedule(self) -> Step | None:
@@ -102,7 +104,9 @@ class Scheduler:
         self._schedule_waiting(batch, budget)
         if not batch:
             return None
-        step = Step(self._next_step_id, tuple(self._part(request) for request in batch))
+        parts = tuple(self._part(request) for request in batch)
+        step = Step(self._next_step_id, parts, self._introduce(batch), tuple(self._ended))
+        self._ended.clear()
         self._next_step_id += 1
         self._uncommitted[step.step_id] = batch
         return step
@@ -116,7 +120,9 @@ class Scheduler:
             if request.finish_reason is not None:  # aborted while the step was running
                 self.kv_cache.release(request.request_id)
             elif request.num_computed == request.num_tokens:
-                outputs.append(self._append(request, result.token_ids[request.request_id]))
+                token_id = result.token_ids[request.request_id]
+                details = result.details.get(request.request_id)
+                outputs.append(self._append(request, token_id, details))
         return outputs
 
     def _schedule_running(self, batch: list[Request], budget: int) -> int:
@@ -156,6 +162,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.kv_cache.release(request.request_id)
         request.num_computed = 0
+        request.introduced = False
         del self._running[request.request_id]
         self._waiting.appendleft(request)
 
@@ -178,7 +185,17 @@ class Scheduler:
             num_generated=len(request.output_token_ids),
         )
 
-    def _append(self, request: Request, token_id: int) -> Output:
+    def _introduce(self, batch: list[Request]) -> tuple[Introduction, ...]:
+        new = [request for request in batch if not request.introduced]
+        for request in new:
+            request.introduced = True
+        return tuple(request.introduction() for request in new if request.sampling.special)
+
+    def _forget(self, request: Request) -> None:
+        if request.sampling.special:
+            self._ended.append(request.request_id)
+
+    def _append(self, request: Request, token_id: int, details: Details | None) -> Output:
         request.output_token_ids.append(token_id)
         may_stop = len(request.output_token_ids) > request.sampling.min_tokens
         if may_stop and token_id in self._stop_ids(request):
@@ -187,12 +204,15 @@ class Scheduler:
             request.finish_reason = "length"
         if request.finish_reason is not None:
             self._finish(request)
-        return Output(request.request_id, token_id, request.finish_reason, request.stop_token_id)
+        return Output(
+            request.request_id, token_id, request.finish_reason, request.stop_token_id, details
+        )
 
     def _finish(self, request: Request) -> None:
         self.kv_cache.release(request.request_id)
         del self._running[request.request_id]
         del self._requests[request.request_id]
+        self._forget(request)
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         own = frozenset(request.sampling.stop_token_ids)

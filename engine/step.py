@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.sampling_params import SamplingParams
 
@@ -26,9 +26,49 @@ class ScheduledRequest:
 
 
 @dataclass(frozen=True)
+class Introduction:
+    """A request whose sampling is `special`, and all its tokens so far: told to the ranks with the
+    first step after each admission, so that a preempted request may be forgotten."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
 class Step:
+    """`introduced` and `ended` concern requests with `special` sampling alone: what the ranks have
+    to remember from now on, and to forget."""
+
     step_id: int
     requests: tuple[ScheduledRequest, ...]
+    introduced: tuple[Introduction, ...] = ()
+    ended: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The natural logarithm of a token's probability before any penalty, bias or filter; its rank
+    among all tokens, from 1; and the likeliest tokens with theirs, best first."""
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Details:
+    """What comes with a token beside its id, where the request asked for it.
+
+    `prompt_logprobs` (first entry None: nothing comes before it) and `embedding` (unit length)
+    come with the first token. `failure`: why the grammar ended the answer before its time.
+    """
+
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    embedding: tuple[float, ...] | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,3 +77,4 @@ class StepResult:
 
     step_id: int
     token_ids: dict[str, int]
+    details: dict[str, Details] = field(default_factory=dict)

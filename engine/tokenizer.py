@@ -40,6 +40,15 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    def forbidden(self, words: Sequence[str | tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+        """Texts as the token ids that write them, at the start of a text and after a space."""
+        found = dict.fromkeys(word for word in words if not isinstance(word, str))
+        for word in words:
+            if isinstance(word, str):
+                for text in (word, f" {word}"):
+                    found[tuple(self._tokenizer.encode(text, add_special_tokens=False))] = None
+        return tuple(found)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are no whole character yet come out as U+FFFD."""
         text: str = self._tokenizer.decode(

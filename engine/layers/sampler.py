@@ -16,27 +16,19 @@ from engine.step import ScheduledRequest
 
 
 class Sampler:
-    """`eos_token_ids` are kept back until min_tokens; `seed` serves requests that bring none."""
+    """`seed` serves requests that bring none."""
 
-    def __init__(self, eos_token_ids: tuple[int, ...], seed: int) -> None:
-        self.eos_token_ids = eos_token_ids
+    def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __call__(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> list[int]:
         """fp32 logits [requests, vocab] -> one id each."""
-        self._keep_back_ends(logits, requests)
         chosen = logits.argmax(dim=-1)
         drawn = [row for row, request in enumerate(requests) if not request.sampling.greedy]
         if drawn:
             rows = torch.tensor(drawn, device=logits.device)
             chosen[rows] = self._draw(logits[rows], [requests[row] for row in drawn])
         return chosen.tolist()
-
-    def _keep_back_ends(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> None:
-        for row, request in enumerate(requests):
-            if request.num_generated < request.sampling.min_tokens:
-                ends = [*self.eos_token_ids, *request.sampling.stop_token_ids]
-                logits[row, ends] = float("-inf")
 
     def _draw(self, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> torch.Tensor:
         """The inverse of the cumulated distribution, at one uniform number a request."""

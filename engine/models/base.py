@@ -26,6 +26,10 @@ class CausalLM(nn.Module):
         """[tokens, hidden] through this stage's layers."""
         raise NotImplementedError
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] as the LM head reads them. On the last stage only."""
+        raise NotImplementedError
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] -> fp32 [rows, vocab]. On the last stage only."""
         raise NotImplementedError

@@ -90,5 +90,8 @@ class LlamaForCausalLM(CausalLM):
     ) -> torch.Tensor:
         return self.model(hidden, positions, attend)  # type: ignore[no-any-return]
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.norm(hidden)  # type: ignore[no-any-return]
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(self.model.norm(hidden))  # type: ignore[no-any-return]
+        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]

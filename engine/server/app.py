@@ -121,9 +121,7 @@ class Routes:
         return [
             sample
             for number, prompt in enumerate(prompts)
-            for sample in make_samples(
-                f"{answer.name}-{number}", prompt, sampling, self._tokenizer.decode
-            )
+            for sample in make_samples(f"{answer.name}-{number}", prompt, sampling, self._tokenizer)
         ]
 
 

@@ -184,7 +184,7 @@ def request(name: str = "r", *, num_generated: int = 0, **sampling: Any) -> Sche
 def distribution(logits: list[float], draws: int = 4000, **sampling: Any) -> dict[int, float]:
     """How often each id is drawn, over the successive tokens of one seeded request."""
     requests = [request(num_generated=i, seed=3, **sampling) for i in range(draws)]
-    ids = Sampler((), 0)(torch.tensor(logits).repeat(draws, 1), requests)
+    ids = Sampler(0)(torch.tensor(logits).repeat(draws, 1), requests)
     return {token: count / draws for token, count in sorted(Counter(ids).items())}
 
 
@@ -220,7 +220,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(
 
 def test_a_draw_depends_on_seed_and_place_not_on_the_batch() -> None:
     logits = noise(6, 50)
-    sampler = Sampler((), 0)
+    sampler = Sampler(0)
     requests = [request(f"r{i}", seed=i % 2, num_generated=i) for i in range(6)]
     together = sampler(logits.clone(), requests)
     alone = [sampler(logits[i : i + 1].clone(), [requests[i]])[0] for i in range(6)]
@@ -231,23 +231,12 @@ def test_a_draw_depends_on_seed_and_place_not_on_the_batch() -> None:
 def test_requests_without_a_seed_draw_apart_and_the_engines_seed_decides() -> None:
     logits = torch.zeros(8, 1000)
     unseeded = [request(f"r{i}") for i in range(8)]
-    assert len(set(Sampler((), 0)(logits.clone(), unseeded))) > 1
-    assert Sampler((), 0)(logits.clone(), unseeded) == Sampler((), 0)(logits.clone(), unseeded)
-    assert Sampler((), 0)(logits.clone(), unseeded) != Sampler((), 1)(logits.clone(), unseeded)
+    assert len(set(Sampler(0)(logits.clone(), unseeded))) > 1
+    assert Sampler(0)(logits.clone(), unseeded) == Sampler(0)(logits.clone(), unseeded)
+    assert Sampler(0)(logits.clone(), unseeded) != Sampler(1)(logits.clone(), unseeded)
 
 
 def test_greedy_and_drawn_requests_share_a_batch() -> None:
     logits = torch.tensor([[0.0, 9.0, 8.0]]).repeat(3, 1)
     mixed = [request(temperature=0.0), request(top_k=1, seed=1), request(temperature=0.0)]
-    assert Sampler((), 0)(logits, mixed) == [1, 1, 1]
-
-
-def test_ends_are_kept_back_until_min_tokens() -> None:
-    def chosen(num_generated: int) -> int:
-        logits = torch.tensor([[5.0, 9.0, 8.0, 1.0]])
-        ask = request(
-            num_generated=num_generated, temperature=0.0, min_tokens=2, stop_token_ids=(2,)
-        )
-        return Sampler((1,), 0)(logits, [ask])[0]
-
-    assert [chosen(0), chosen(1), chosen(2)] == [0, 0, 1]
+    assert Sampler(0)(logits, mixed) == [1, 1, 1]

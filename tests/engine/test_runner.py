@@ -64,15 +64,6 @@ def test_a_chunk_that_is_not_the_last_gives_no_token(
     assert ranks.execute(chunk, last).keys() == {"b"}
 
 
-def test_min_tokens_keeps_the_models_eos_back(checkpoint: MakeCheckpoint) -> None:
-    ranks = Ranks(checkpoint())
-    prompt = prompts()[0]
-    (greedy,) = ranks.generate([prompt], 1)
-    ranks.runners[0].sampler.eos_token_ids = (greedy[0],)
-    (kept,) = ranks.generate([prompt], 1, sampling=SamplingParams(temperature=0, min_tokens=1))
-    assert kept != greedy
-
-
 def test_an_illegal_split_is_refused_before_anything_is_built(checkpoint: MakeCheckpoint) -> None:
     with pytest.raises(ShapeError, match="8 attention heads cannot be split over tp=3"):
         Ranks(checkpoint(), 3)
