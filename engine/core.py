@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from engine.checkpoint import checkpoint_directory
@@ -22,6 +23,20 @@ logger = logging.getLogger(__name__)
 
 class EngineDead(RuntimeError):
     """A rank failed: every request in flight is lost, and the engine takes no more."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy an engine is. `kv_free` counts the blocks that no request holds."""
+
+    running: int
+    waiting: int
+    kv_blocks: int
+    kv_free: int
+
+    @property
+    def kv_usage(self) -> float:
+        return 1 - self.kv_free / self.kv_blocks
 
 
 class EngineCore:
@@ -48,7 +63,8 @@ class EngineCore:
         return self._scheduler.has_work
 
     def add(self, request: Request) -> None:
-        """Raises ValueError when it can never run, EngineDead when nothing can any more."""
+        """Raises ValueError when it can never run, QueueFull when it cannot now, EngineDead when
+        nothing can any more."""
         self._check_alive()
         self._check_ids("the prompt", request.prompt_token_ids)
         self._check_ids("stop_token_ids", request.sampling.stop_token_ids)
@@ -69,6 +85,11 @@ class EngineCore:
         answers = self._collective("execute", step)
         result: StepResult = answers[-self.config.tensor_parallel_size]  # last stage, tp rank 0
         return self._scheduler.commit(result)
+
+    def load(self) -> Load:
+        """Safe to call from any thread."""
+        scheduler, cache = self._scheduler, self._scheduler.kv_cache
+        return Load(scheduler.num_running, scheduler.num_waiting, cache.num_blocks, cache.num_free)
 
     def check_health(self) -> None:
         """Raises EngineDead when a rank is known to be dead. Does not wait."""
@@ -118,6 +139,7 @@ class EngineCore:
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             max_model_len=self.max_model_len,
             eos_token_ids=self.shape.eos_token_ids,
+            max_queued=self.config.max_queued_requests,
         )
         self._executor.collective("allocate_kv", num_blocks)
         self._report(num_blocks)

@@ -78,6 +78,10 @@ class SamplingParams:
         self._check_within("frequency_penalty", -2, 2)
         self._check_within("logprobs", 0, MAX_LOGPROBS)
         self._check_within("prompt_logprobs", 0, MAX_LOGPROBS)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must not be above max_tokens ({self.max_tokens})"
+            )
         for token_id, bias in self.logit_bias:
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias must be in [-100, 100], got {bias} for {token_id}")

@@ -17,6 +17,10 @@ from engine.request import Output, Request
 from engine.step import Details, Introduction, ScheduledRequest, Step, StepResult
 
 
+class QueueFull(RuntimeError):
+    """Too many requests wait already: this one may be sent again later."""
+
+
 class Scheduler:
     """`schedule()` makes a Step, `commit(result)` takes what the ranks answered.
 
@@ -32,6 +36,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         eos_token_ids: Iterable[int] = (),
+        max_queued: int | None = None,
     ) -> None:
         if kv_cache.num_tokens < max_model_len:
             raise ValueError(
@@ -43,6 +48,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_queued = max_queued
         self._requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()
         self._running: dict[str, Request] = {}
@@ -70,7 +76,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue it. `max_tokens` None becomes all the room that is left.
 
-        Raises ValueError on an empty prompt, one that is too long, and an id in use.
+        Raises ValueError on an empty prompt, one that is too long, and an id in use; QueueFull
+        when too many wait already.
         """
         room = self.max_model_len - len(request.prompt_token_ids)
         if request.request_id in self._requests or self.kv_cache.blocks(request.request_id):
@@ -79,6 +86,8 @@ class Scheduler:
             raise ValueError("the prompt is empty: at least one token is needed")
         if room < (request.sampling.max_tokens or 1):
             raise ValueError(self._too_long(request))
+        if self.max_queued is not None and len(self._waiting) >= self.max_queued:
+            raise QueueFull(f"{len(self._waiting)} requests are waiting already")
         if request.sampling.max_tokens is None:
             request.sampling = replace(request.sampling, max_tokens=room)
         self._requests[request.request_id] = request

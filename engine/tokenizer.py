@@ -19,23 +19,47 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def chat_template(self) -> str:
+        """The template's text; several of them together. Empty when there is none."""
+        template = self._tokenizer.chat_template or ""
+        return template if isinstance(template, str) else "\n".join(template.values())
+
+    @property
+    def size(self) -> int:
+        return len(self._tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """With the special tokens, such as a leading BOS, that the model's prompts begin with."""
-        ids: list[int] = self._tokenizer.encode(text)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def token_text(self, token_id: int) -> str:
+        """One token by itself, special ones too."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
         """Messages ({"role", "content"}) as the model was taught to read them, ending where the
-        assistant is to speak. Raises ValueError when the model has no chat template."""
+        assistant is to speak; `variables` are the template's own. Raises ValueError when the model
+        has no chat template, or it cannot put these messages."""
         if not self.has_chat_template:
             raise ValueError("this model has no chat template: use /v1/completions")
         from jinja2 import TemplateError
 
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages),
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                **{"add_generation_prompt": True, **variables},
             )
-        except TemplateError as error:  # the template's own raise_exception
+        except (TemplateError, TypeError, LookupError, AttributeError) as error:
+            # the template's own raise_exception, or a template that met what it did not expect
             raise ValueError(f"the chat template refused the messages: {error}") from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.outputs import Delta, Sample
+from engine.server.choices import Choice
 
 Kind = Literal["chat", "text"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer being written: its name, and the way its endpoint puts things."""
+    """One answer being written: its name, and how its endpoint puts each of its choices."""
 
     kind: Kind
     model: str
+    choices: Sequence[Choice]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -27,34 +29,29 @@ class Answer:
         return f"{'chatcmpl' if self.kind == 'chat' else 'cmpl'}-{self.id}"
 
     def whole(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """`samples` have all ended; choices are numbered in their order."""
-        choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
+        """`samples` have all ended; choices are in their order."""
+        pairs = zip(self.choices, samples, strict=True)
+        choices = [choice.whole(sample) for choice, sample in pairs]
         kind = "chat.completion" if self.kind == "chat" else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": usage(samples)}
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any]:
-        text = {"delta": {"content": delta.text}} if self.kind == "chat" else {"text": delta.text}
-        return self._chunk(
-            [{"index": index, **text, **_end(delta.finish_reason, delta.stop_reason)}]
-        )
+    def opening(self, number: int) -> dict[str, Any] | None:
+        """The chunk before a choice's first token, where there is one."""
+        return self._chunk(self.choices[number].opening())
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a chat choice: who speaks."""
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": index, "delta": delta, **_end(None, None)}])
+    def chunk(self, number: int, delta: Delta) -> dict[str, Any] | None:
+        """None: nothing that could be said yet."""
+        return self._chunk(self.choices[number].chunk(delta))
 
     def usage_chunk(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return {**self._chunk([]), "usage": usage(samples)}
+        return {**self._head(self._chunk_kind), "choices": [], "usage": usage(samples)}
 
-    def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
-        result = sample.result()
-        message = {"role": "assistant", "content": result.text}
-        text = {"message": message} if self.kind == "chat" else {"text": result.text}
-        return {"index": index, **text, **_end(result.finish_reason, result.stop_reason)}
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
-        return {**self._head(kind), "choices": choices}
+    def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if choice is None else {**self._head(self._chunk_kind), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
@@ -69,7 +66,3 @@ def usage(samples: Sequence[Sample]) -> dict[str, int]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-
-
-def _end(finish_reason: str | None, stop_reason: int | str | None) -> dict[str, Any]:
-    return {"logprobs": None, "finish_reason": finish_reason, "stop_reason": stop_reason}

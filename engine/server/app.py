@@ -4,31 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from engine.core import EngineDead
-from engine.outputs import Sample, make_samples
-from engine.sampling_params import SamplingParams
-from engine.server.answers import Answer, Kind
+from engine.outputs import Sample
+from engine.scheduler import QueueFull
+from engine.server import embeddings
 from engine.server.auth import RequireKey
-from engine.server.bridge import AsyncEngine, Generation, ShuttingDown
+from engine.server.bridge import AsyncEngine, Generation, ShuttingDown, exhaust
 from engine.server.errors import ApiError, add_error_handlers, as_api_error
-from engine.server.protocol import ChatBody, CompletionBody, GenerationBody
+from engine.server.flags import ToolFormat
+from engine.server.generation import Job, Preparation
+from engine.server.limits import LimitBody
+from engine.server.metrics import Metrics
+from engine.server.protocol import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    TokenizeBody,
+)
 from engine.server.stream import Disconnected, EventStream, unless_disconnected
+from engine.server.tools import format_of
+from engine.server.version import version
 from engine.tokenizer import Tokenizer
+
+Made = TypeVar("Made")
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is there to read it
 
 
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """`model_names` are what clients may call the model; the first is what answers call it.
+    `api_key` None: open to everybody. `allowed_origins`: of web pages in other places (CORS).
+    `tool_format` None: as the chat template shows."""
+
+    model_names: Sequence[str]
+    api_key: str | None = None
+    allowed_origins: Sequence[str] = ()
+    max_body_bytes: int = 32 << 20
+    tool_format: ToolFormat | None = None
+
+
 def create_app(
-    engine: AsyncEngine, tokenizer: Tokenizer, model_names: Sequence[str], api_key: str | None
+    engine: AsyncEngine, tokenizer: Tokenizer, config: AppConfig, metrics: Metrics | None = None
 ) -> FastAPI:
-    """The app starts and closes `engine`. `model_names` are what clients may call the model; the
-    first is what answers call it."""
+    """The app starts and closes `engine`. No pages of documentation: theirs load scripts from
+    elsewhere; /openapi.json is there."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -36,29 +66,68 @@ def create_app(
         yield
         await engine.close()
 
-    app = FastAPI(title="engine", lifespan=lifespan)
+    app = FastAPI(
+        title="engine", version=version(), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     add_error_handlers(app)
-    if api_key is not None:
-        app.add_middleware(RequireKey, key=api_key)
-    routes = Routes(engine, tokenizer, tuple(model_names))
-    app.get("/health")(routes.health)
-    app.get("/v1/models")(routes.models)
-    app.post("/v1/completions")(routes.completions)
-    app.post("/v1/chat/completions")(routes.chat_completions)
+    app.add_middleware(LimitBody, most=config.max_body_bytes)
+    if config.api_key is not None:
+        app.add_middleware(RequireKey, key=config.api_key)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    _add_routes(app, Routes(engine, tokenizer, config))
+    if metrics is not None:
+        _add_metrics(app, metrics)
     return app
 
 
+def _add_routes(app: FastAPI, routes: Routes) -> None:
+    app.get("/health")(routes.health)
+    app.get("/ready")(routes.ready)
+    app.get("/version")(routes.version)
+    app.get("/v1/models")(routes.models)
+    app.post("/v1/completions")(routes.completions)
+    app.post("/v1/chat/completions")(routes.chat_completions)
+    app.post("/v1/embeddings")(routes.embeddings)
+    app.post("/tokenize")(routes.tokenize)
+    app.post("/detokenize")(routes.detokenize)
+
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics")
+    async def exposition() -> Response:
+        text, kind = metrics.text()
+        return Response(text, headers={"Content-Type": kind})
+
+
 class Routes:
-    def __init__(
-        self, engine: AsyncEngine, tokenizer: Tokenizer, model_names: tuple[str, ...]
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer, config: AppConfig) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._model_names = model_names
+        self._model_names = tuple(config.model_names)
+        style = config.tool_format or format_of(tokenizer.chat_template)
+        self._preparation = Preparation(tokenizer, style)
+        # One thread: a fast tokenizer must not be used by two at once.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._created = int(time.time())
 
     async def health(self) -> Response:
+        """Whether the process lives: 503 once its engine is dead."""
         return Response(status_code=503 if self._engine.dead else 200)
+
+    async def ready(self) -> Response:
+        """Whether a request would be answered now: a token came a moment ago, or comes now."""
+        if (reason := await self._engine.why_not_ready()) is not None:
+            raise ApiError(503, reason)
+        return Response()
+
+    async def version(self) -> JSONResponse:
+        return JSONResponse({"version": version()})
 
     async def models(self) -> JSONResponse:
         cards = [
@@ -74,35 +143,78 @@ class Routes:
         return JSONResponse({"object": "list", "data": cards})
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
-        prompts = [
-            self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            for prompt in body.prompts
-        ]
-        return await self._answer("text", body, prompts, request)
+        model = self._model_name(body.model)
+        job = await self._off_loop(lambda: self._preparation.completion(body, model))
+        return await self._answer(job, body, request)
 
     async def chat_completions(self, body: ChatBody, request: Request) -> Response:
-        messages = [{"role": message.role, "content": message.text} for message in body.messages]
-        try:
-            prompt = self._tokenizer.encode_chat(messages)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from error
-        return await self._answer("chat", body, [prompt], request)
+        model = self._model_name(body.model)
+        job = await self._off_loop(lambda: self._preparation.chat(body, model))
+        return await self._answer(job, body, request)
 
-    async def _answer(
-        self, kind: Kind, body: GenerationBody, prompts: Sequence[Sequence[int]], request: Request
-    ) -> Response:
-        answer = Answer(kind, self._model_name(body.model))
-        samples = self._samples(answer, prompts, _sampling(body))
+    async def embeddings(self, body: EmbeddingBody, request: Request) -> Response:
+        model = self._model_name(body.model)
+        name = embeddings.new_name()
+        samples = await self._off_loop(lambda: self._preparation.embeddings(body, name))
+        if await self._computed(samples, request) is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        base64 = body.encoding_format == "base64"
+        return JSONResponse(embeddings.answer(samples, model, base64=base64))
+
+    async def tokenize(self, body: TokenizeBody) -> JSONResponse:
+        self._model_name(body.model)
+        tokens = await self._off_loop(lambda: self._tokens(body))
+        told: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": self._engine.max_model_len,
+            "tokens": tokens,
+        }
+        if body.return_token_strs:
+            told["token_strs"] = [self._tokenizer.token_text(token) for token in tokens]
+        return JSONResponse(told)
+
+    async def detokenize(self, body: DetokenizeBody) -> JSONResponse:
+        self._model_name(body.model)
+        if foreign := [one for one in body.tokens if not 0 <= one < self._tokenizer.size]:
+            most = self._tokenizer.size - 1
+            raise ApiError(400, f"token id {foreign[0]} is not in 0 to {most}", param="tokens")
+        text = self._tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return JSONResponse({"prompt": text})
+
+    def _tokens(self, body: TokenizeBody) -> list[int]:
+        if body.messages is not None:
+            messages = [message.for_template() for message in body.messages]
+            return self._tokenizer.encode_chat(messages)
+        special = body.add_special_tokens is not False
+        return self._tokenizer.encode(body.prompt or "", add_special_tokens=special)
+
+    async def _off_loop(self, make: Callable[[], Made]) -> Made:
+        try:
+            return await self._engine.loop.run_in_executor(self._tokenizing, make)
+        except ValueError as error:
+            raise as_api_error(error) from error
+
+    async def _answer(self, job: Job, body: Any, request: Request) -> Response:
+        if not body.stream:
+            if await self._computed(job.samples, request) is None:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            return JSONResponse(job.answer.whole(job.samples))
+        try:
+            generation = await self._engine.submit(job.samples)
+        except (ValueError, EngineDead, ShuttingDown, QueueFull) as error:
+            raise as_api_error(error) from error
+        return EventStream(generation, _chunks(job, generation, body.include_usage))
+
+    async def _computed(self, samples: Sequence[Sample], request: Request) -> bool | None:
+        """True when all of them have ended; None when the client went before."""
         try:
             generation = await self._engine.submit(samples)
-            if body.stream:
-                return EventStream(generation, _chunks(answer, generation, body.include_usage))
-            await unless_disconnected(request, _exhaust(generation))
-        except (ValueError, EngineDead, ShuttingDown) as error:
+            await unless_disconnected(request, exhaust(generation))
+        except (ValueError, EngineDead, ShuttingDown, QueueFull) as error:
             raise as_api_error(error) from error
         except Disconnected:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return JSONResponse(answer.whole(samples))
+            return None
+        return True
 
     def _model_name(self, asked: str | None) -> str:
         if asked is not None and asked not in self._model_names:
@@ -115,40 +227,16 @@ class Routes:
             )
         return asked or self._model_names[0]
 
-    def _samples(
-        self, answer: Answer, prompts: Sequence[Sequence[int]], sampling: SamplingParams
-    ) -> list[Sample]:
-        return [
-            sample
-            for number, prompt in enumerate(prompts)
-            for sample in make_samples(f"{answer.name}-{number}", prompt, sampling, self._tokenizer)
-        ]
-
-
-def _sampling(body: GenerationBody) -> SamplingParams:
-    try:
-        return body.sampling()
-    except ValueError as error:
-        raise ApiError(400, str(error), param=str(error).partition(" ")[0]) from error
-
-
-async def _exhaust(generation: Generation) -> None:
-    try:
-        async for _ in generation.deltas():
-            pass
-    finally:
-        generation.cancel()
-
 
 async def _chunks(
-    answer: Answer, generation: Generation, include_usage: bool
+    job: Job, generation: Generation, include_usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     numbers = {sample.request.request_id: n for n, sample in enumerate(generation.samples)}
-    if answer.kind == "chat":
-        for number in numbers.values():
-            yield answer.opening(number)
+    for number in numbers.values():
+        if chunk := job.answer.opening(number):
+            yield chunk
     async for sample, delta in generation.deltas():
-        if delta.text or delta.finish_reason:
-            yield answer.chunk(numbers[sample.request.request_id], delta)
+        if chunk := job.answer.chunk(numbers[sample.request.request_id], delta):
+            yield chunk
     if include_usage:
-        yield answer.usage_chunk(generation.samples)
+        yield job.answer.usage_chunk(generation.samples)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from engine.core import EngineCore, EngineDead
 from engine.outputs import Delta, Sample
-from engine.request import Output
+from engine.request import Output, Request
+from engine.sampling_params import SamplingParams
+from engine.scheduler import QueueFull
 
 logger = logging.getLogger(__name__)
 
 # How often an idle engine looks whether its ranks are alive.
 IDLE_S = 1.0
+# A token this recent shows that the engine works; else it is asked for one, and may take so long.
+RECENT_S = 5.0
+PROBE_S = 10.0
+
+Watch: TypeAlias = Callable[[Sample, Delta], None]
 
 Event: TypeAlias = Output | Exception
 
@@ -31,14 +39,21 @@ class ShuttingDown(RuntimeError):
 class Generation:
     """The samples of one HTTP request while they are computed. It lives in the event loop."""
 
-    def __init__(self, samples: Sequence[Sample], abort: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        abort: Callable[[Sequence[str]], None],
+        watch: Callable[[Sample], Watch],
+    ) -> None:
         self.samples = samples
+        self._watches = {sample.request.request_id: watch(sample) for sample in samples}
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._open = {sample.request.request_id: sample for sample in samples}
         self._abort = abort
 
     async def deltas(self) -> AsyncIterator[tuple[Sample, Delta]]:
-        """Each step's text until every sample has ended. Raises EngineDead or ShuttingDown."""
+        """Each step's text until every sample has ended. Raises EngineDead, ShuttingDown or
+        outputs.GrammarFailed."""
         while self._open:
             event = await self.events.get()
             if isinstance(event, Exception):
@@ -50,10 +65,13 @@ class Generation:
         """Nobody waits for the rest any more. Idempotent."""
         if self._open:
             self._abort(list(self._open))
+            for request_id, sample in self._open.items():
+                self._watches[request_id](sample, Delta("", (), "abort"))
             self._open.clear()
 
     def _feed(self, sample: Sample, output: Output) -> Delta:
         delta = sample.feed(output)
+        self._watches[output.request_id](sample, delta)
         if sample.ended:
             del self._open[output.request_id]
             if output.finish_reason is None:
@@ -66,12 +84,21 @@ class AsyncEngine:
     `stop`, which may come from a signal handler.
 
     `on_death` is called in that loop when the engine died: who runs the server decides what
-    follows. Until `close` the thread stays, to refuse what still comes.
+    follows. Until `close` the thread stays, to refuse what still comes. `watch` is called for each
+    sample, and what it returns with each of the sample's deltas.
     """
 
-    def __init__(self, core: EngineCore, on_death: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        on_death: Callable[[], None] = lambda: None,
+        watch: Callable[[Sample], Watch] = lambda _: lambda *_: None,
+    ) -> None:
         self._core = core
         self._on_death = on_death
+        self._watch = watch
+        self._draining = False
+        self._progress = float("-inf")  # when a token last came
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._generations: dict[str, Generation] = {}  # by request id; the thread's alone
         self._refusal: Exception | None = None
@@ -86,9 +113,45 @@ class AsyncEngine:
     def max_model_len(self) -> int:
         return self._core.max_model_len
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self._generations)
+
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._probing = asyncio.Lock()
         self._thread.start()
+
+    def drain(self) -> None:
+        """Refuse new requests, with ShuttingDown; those that run may end."""
+        self._draining = True
+
+    async def why_not_ready(self) -> str | None:
+        """None when a token came a moment ago, or comes now that it is asked for."""
+        async with self._probing:  # one question at a time, whoever asks
+            if self._draining:
+                return str(ShuttingDown())
+            if time.monotonic() - self._progress < RECENT_S and self._refusal is None:
+                return None
+            return await self._probe()
+
+    async def _probe(self) -> str | None:
+        sampling = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+        name = f"probe-{time.monotonic_ns()}"
+        sample = Sample(0, Request(name, (0,), sampling), lambda _: "")
+        try:
+            generation = await asyncio.wait_for(self.submit([sample]), PROBE_S)
+            await asyncio.wait_for(exhaust(generation), PROBE_S)
+        except (asyncio.TimeoutError, TimeoutError):
+            return f"no token came within {PROBE_S:g} s"
+        except (EngineDead, ShuttingDown, QueueFull) as error:
+            return str(error)
+        return None
 
     def stop(self) -> None:
         """End every request, and refuse new ones, with ShuttingDown."""
@@ -101,8 +164,11 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     async def submit(self, samples: Sequence[Sample]) -> Generation:
-        """Queue them. Raises ValueError when they can never run, EngineDead, ShuttingDown."""
-        generation = Generation(samples, self._abort)
+        """Queue them. Raises ValueError when they can never run, QueueFull when they cannot now,
+        EngineDead, ShuttingDown."""
+        if self._draining:
+            raise ShuttingDown
+        generation = Generation(samples, self._abort, self._watch)
         accepted: asyncio.Future[None] = self._loop.create_future()
         self._commands.put(lambda: self._add(generation, accepted))
         try:
@@ -160,7 +226,7 @@ class AsyncEngine:
         try:
             for sample in generation.samples:
                 self._core.add(sample.request)
-        except (ValueError, EngineDead) as error:
+        except (ValueError, QueueFull, EngineDead) as error:
             self._core.abort(ids)
             return error
         self._generations.update(dict.fromkeys(ids, generation))
@@ -174,6 +240,7 @@ class AsyncEngine:
     def _deliver(self, outputs: Iterable[Output]) -> None:
         events: list[tuple[Generation, Event]] = []
         for output in outputs:
+            self._progress = time.monotonic()
             events.append((self._generations[output.request_id], output))
             if output.finish_reason is not None:
                 del self._generations[output.request_id]
@@ -192,6 +259,15 @@ class AsyncEngine:
 
     def _end(self) -> None:
         self._closed = True
+
+
+async def exhaust(generation: Generation) -> None:
+    """Wait for its end. When that is cut short, so is the generation."""
+    try:
+        async for _ in generation.deltas():
+            pass
+    finally:
+        generation.cancel()
 
 
 def _hand_over(events: Iterable[tuple[Generation, Event]]) -> None:

@@ -11,14 +11,21 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.core import EngineDead
+from engine.scheduler import QueueFull
 from engine.server.bridge import ShuttingDown
 
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "internal_error",
     503: "service_unavailable",
 }
+
+
+RETRY_AFTER_S = 1  # how soon a refused request may be sent again; OpenAI's clients heed it
 
 
 class ApiError(Exception):
@@ -35,6 +42,8 @@ class ApiError(Exception):
 
 def as_api_error(error: Exception) -> ApiError:
     """What the engine raised, as a client sees it: a bad request, or a retryable failure."""
+    if isinstance(error, QueueFull):
+        return ApiError(429, f"the queue is full: {error}", code="queue_full")
     return ApiError(503 if isinstance(error, EngineDead | ShuttingDown) else 400, str(error))
 
 
@@ -50,7 +59,8 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error_body(error), error.status, headers)
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    return JSONResponse(error_body(error), error.status, {**retry, **(headers or {})})
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -66,6 +76,11 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         return error_response(ApiError(error.status_code, str(error.detail)), error.headers)
 
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> JSONResponse:
+        """Starlette logs it with its traceback."""
+        return error_response(ApiError(500, f"internal error: {type(error).__name__}"))
+
 
 def _first_problem(error: RequestValidationError) -> ApiError:
     """Pydantic's location is ("body", field, ...) for a field, ("body", offset) for bad JSON."""
@@ -73,7 +88,7 @@ def _first_problem(error: RequestValidationError) -> ApiError:
     where = [part for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}")
-    if problem["loc"] == ("body",) and problem["type"] != "unsupported":
+    if problem["loc"] == ("body",) and problem["type"] not in ("unsupported", "value_error"):
         return ApiError(
             400, "the body is not a JSON object (Content-Type must be application/json)"
         )

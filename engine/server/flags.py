@@ -12,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.config import EngineConfig
 
+ToolFormat = Literal["hermes", "llama3_json"]
+
 HELP = {
     "dtype": "of weights and KV cache; auto: the checkpoint's",
     "device": "auto: CUDA where there is any",
@@ -25,6 +27,7 @@ HELP = {
     "gpu_memory_utilization": "fraction of the device's memory to use",
     "max_num_seqs": "requests that run at once",
     "max_num_batched_tokens": "tokens computed in one step",
+    "max_queued_requests": "requests that may wait; more are refused (unset: any number)",
     "seed": "for requests that bring none",
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",
@@ -41,6 +44,32 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--api-key-file", type=Path, help="unset: the environment's VLLM_API_KEY, if it is set"
+    )
+    parser.add_argument(
+        "--allowed-origins",
+        nargs="+",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages of other places that may call this API (CORS); *: any; unset: none",
+    )
+    parser.add_argument(
+        "--max-body-bytes",
+        type=int,
+        default=32 << 20,
+        metavar="N",
+        help="of one request; larger ones are refused (default: 32 MiB)",
+    )
+    parser.add_argument(
+        "--shutdown-timeout",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long requests may still run after SIGTERM (default: 5)",
+    )
+    parser.add_argument(
+        "--tool-call-parser",
+        choices=get_args(ToolFormat),
+        help="how the model writes calls of tools; unset: as its chat template shows",
     )
     hints = get_type_hints(EngineConfig)
     for one in fields(EngineConfig):

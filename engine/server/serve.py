@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -17,7 +18,8 @@ from engine import logs
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.server.app import create_app
+from engine.server import metrics
+from engine.server.app import AppConfig, create_app
 from engine.server.auth import read_key
 from engine.server.bridge import AsyncEngine
 from engine.tokenizer import Tokenizer
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 DEATH_GRACE_S = 5.0
 # How long connections may take to close after their requests were ended.
 CLOSE_GRACE_S = 3
+# How often a draining server looks whether all requests have ended.
+DRAIN_LOOK_S = 0.05
 
 
 def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
@@ -40,8 +44,14 @@ def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
     core = EngineCore(config)
     try:
         tokenizer = Tokenizer(checkpoint_directory(config.model))
-        names = arguments.served_model_name or [config.model]
-        server = Server(core, tokenizer, names, key)
+        app = AppConfig(
+            model_names=arguments.served_model_name or [config.model],
+            api_key=key,
+            allowed_origins=arguments.allowed_origins,
+            max_body_bytes=arguments.max_body_bytes,
+            tool_format=arguments.tool_call_parser,
+        )
+        server = Server(core, tokenizer, app, arguments.shutdown_timeout)
         with listen(arguments.host, arguments.port) as listener:
             logger.info("Listening on http://%s:%d", *listener.getsockname()[:2])
             server.run([listener])
@@ -51,23 +61,54 @@ def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on a signal ends the requests in flight instead of waiting for them."""
+    """uvicorn, which on a first signal lets the requests in flight run for `drain_s` more, and on
+    a second one ends them."""
 
     def __init__(
-        self, core: EngineCore, tokenizer: Tokenizer, names: list[str], key: str | None
+        self, core: EngineCore, tokenizer: Tokenizer, config: AppConfig, drain_s: float
     ) -> None:
-        self.engine = AsyncEngine(core, on_death=self._end_soon)
-        app = create_app(self.engine, tokenizer, names, key)
+        counted = _metrics(core, config)
+        watch = {} if counted is None else {"watch": counted.watch}
+        self.engine = AsyncEngine(core, on_death=self._end_soon, **watch)
+        self._drain_s = drain_s
+        self._signals = 0
+        app = create_app(self.engine, tokenizer, config, counted)
         super().__init__(
             uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=CLOSE_GRACE_S)
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._how = (sig, frame)
+        if self._signals == 1 and self.started:
+            self.engine.loop.call_soon_threadsafe(self._begin_drain)
+        else:
+            self._exit_now()
+
+    def _begin_drain(self) -> None:
+        """Connections are still answered: /ready says 503, and so does a new request."""
+        self.engine.drain()
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + self._drain_s
+        while self.engine.busy and time.monotonic() < deadline and self._signals == 1:
+            await asyncio.sleep(DRAIN_LOOK_S)
+        self._exit_now()
+
+    def _exit_now(self) -> None:
         self.engine.stop()
-        super().handle_exit(sig, frame)
+        super().handle_exit(*self._how)
 
     def _end_soon(self) -> None:
         asyncio.get_running_loop().call_later(DEATH_GRACE_S, setattr, self, "should_exit", True)
+
+
+def _metrics(core: EngineCore, config: AppConfig) -> metrics.Metrics | None:
+    if metrics.available():
+        return metrics.Metrics(core, config.model_names[0])
+    logger.info("No /metrics: the package prometheus-client is not installed")
+    return None
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.core import EngineDead
+from engine.outputs import GrammarFailed
 from engine.server.bridge import Generation, ShuttingDown
 from engine.server.errors import as_api_error, error_body
 
@@ -59,7 +60,7 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     try:
         async for chunk in chunks:
             yield _event(json.dumps(chunk, ensure_ascii=False))
-    except (EngineDead, ShuttingDown) as error:
+    except (EngineDead, ShuttingDown, GrammarFailed) as error:
         yield _event(json.dumps(error_body(as_api_error(error))))
     else:
         yield _event("[DONE]")

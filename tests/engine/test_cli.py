@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def wait_gone(pids: list[int]) -> None:
 def test_sigterm_to_the_process_group_ends_requests_ranks_and_process_with_0(
     checkpoint: MakeCheckpoint,
 ) -> None:
-    options = ["-pp", "2", "--served-model-name", "tiny"]
+    options = ["-pp", "2", "--served-model-name", "tiny", "--shutdown-timeout", "0"]
     with running(checkpoint(), *options, VLLM_API_KEY="sesame") as (process, url):
         ranks = worker_pids(process.pid)
         assert len(ranks) == 2
@@ -141,6 +142,54 @@ def test_sigterm_to_the_process_group_ends_requests_ranks_and_process_with_0(
                 os.kill(rank, signal.SIGTERM)
             assert "the server is shutting down" in [line for line in lines if line][-1]
         assert process.wait() == 0
+        wait_gone(ranks)
+
+
+def test_sigterm_lets_what_runs_end_and_refuses_what_comes(checkpoint: MakeCheckpoint) -> None:
+    body = {"prompt": "x", "max_tokens": 300, "ignore_eos": True, "stream": True}
+    long = ["--shutdown-timeout", "60"]
+    with running(checkpoint(), *long) as (process, url):
+        post = httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60)
+        with post as stream, httpx.Client(base_url=url, timeout=60) as client:
+            assert client.get("/ready").status_code == 200
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            while (ready := client.get("/ready")).status_code == 200:
+                time.sleep(0.01)
+            assert ready.json()["error"]["message"] == "the server is shutting down"
+            refused = client.post("/v1/completions", json={"prompt": "x"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert '"finish_reason": "length"' in events[-2]
+        assert process.wait() == 0
+
+
+def test_a_stopped_rank_makes_every_client_fail_within_the_deadline(
+    checkpoint: MakeCheckpoint,
+) -> None:
+    """SIGSTOP: the rank is there, and does not answer."""
+    with running(checkpoint(), "-tp", "2", "--step-timeout-s", "3") as (process, url):
+        ranks = worker_pids(process.pid)
+        body = {"prompt": "x", "max_tokens": 500, "ignore_eos": True}
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=60))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        os.kill(ranks[1], signal.SIGSTOP)
+        for thread in threads:
+            thread.join()
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.json()["error"]["type"] for answer in answers} == {"service_unavailable"}
+        ready = httpx.get(f"{url}/ready")
+        assert ready.status_code == 503
+        assert "did not answer" in ready.json()["error"]["message"]
+        assert process.wait() == 1
         wait_gone(ranks)
 
 

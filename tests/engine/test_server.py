@@ -23,8 +23,11 @@ from engine.core import EngineCore
 from engine.executor.base import RUNNER
 from engine.llm import LLM
 from engine.sampling_params import SamplingParams
-from engine.server.app import create_app
+from engine.server import bridge
+from engine.server.app import AppConfig, create_app
 from engine.server.bridge import AsyncEngine
+from engine.server.metrics import Metrics
+from engine.server.version import version
 from engine.tokenizer import Tokenizer
 from tests.engine.conftest import MakeCheckpoint
 from tests.engine.scripted_runner import RAISE, SCRIPTED, ScriptedRunner
@@ -52,13 +55,22 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(model: Path, runner: str = RUNNER, key: str | None = None) -> Iterator[Served]:
+def serving(
+    model: Path, runner: str = RUNNER, options: dict[str, Any] | None = None, **app: Any
+) -> Iterator[Served]:
+    """`options` are the engine's, `app` those of AppConfig."""
     config = EngineConfig(
-        model=str(model), dtype="float32", device="cpu", kv_cache_memory_bytes=8 << 20
+        model=str(model),
+        dtype="float32",
+        device="cpu",
+        kv_cache_memory_bytes=8 << 20,
+        **(options or {}),
     )
     core = EngineCore(config, runner)
-    engine = AsyncEngine(core)
-    app = create_app(engine, Tokenizer(model), ["tiny", "alias"], key)
+    metrics = Metrics(core, "tiny")
+    engine = AsyncEngine(core, watch=metrics.watch)
+    settings = AppConfig(**{"model_names": ["tiny", "alias"], **app})
+    app = create_app(engine, Tokenizer(model), settings, metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -229,17 +241,6 @@ def test_many_clients_at_once_each_get_their_own_answer(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({"logit_bias": {"1": 2}}, "logit_bias", "this value of logit_bias is not supported"),
-        ({"logprobs": True}, "logprobs", "this value of logprobs is not supported"),
-        ({"logprobs": 0}, "logprobs", "this value of logprobs is not supported"),
-        ({"tools": [{}]}, "tools", "this value of tools is not supported"),
-        (
-            {"response_format": {"type": "json_object"}},
-            "response_format",
-            "this value of response_format is not supported",
-        ),
-        ({"presence_penalty": 0.1}, "presence_penalty", "this value of presence_penalty"),
-        ({"frequency_penalty": 1}, "frequency_penalty", "this value of frequency_penalty"),
         ({"temprature": 1}, "temprature", "the parameter temprature is not supported"),
         ({"temperature": -1}, "temperature", "temperature must not be negative"),
         ({"stop": ""}, "stop", "stop must not hold an empty string"),
@@ -251,7 +252,35 @@ def test_many_clients_at_once_each_get_their_own_answer(served: Served) -> None:
         ({"max_tokens": "many"}, "max_tokens", "valid integer"),
         ({"max_tokens": 5000}, None, "and max_tokens is 5000: this model's maximum context length"),
         ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages", "valid string"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages", "a text is needed"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "messages", "'assistant' or 'tool'"),
+        ({"best_of": 2}, "best_of", "this value of best_of is not supported"),
+        ({"presence_penalty": 3}, "presence_penalty", "presence_penalty must be in [-2, 2], got 3"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "logit_bias must be in [-100, 100]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "valid integer"),
+        ({"logit_bias": {"999": 1}}, None, "logit_bias: token id 999 is not in 0 to 260"),
+        ({"top_logprobs": 2}, None, "top_logprobs needs logprobs: true"),
+        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "logprobs must be in [0, 20], got 21"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens (5) must not be above"),
+        ({"guided_regex": "(a"}, None, "the regular expression cannot be followed"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, None, "exactly one of json, regex and"),
+        (
+            {"guided_regex": "a", "response_format": {"type": "json_object"}},
+            "response_format",
+            "response_format and structured_outputs exclude each other",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format",
+            "json_schema is needed when",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            None,
+            "the JSON schema cannot be followed",
+        ),
+        ({"tools": [{}]}, "tools", "tools.0.type: Field required"),
+        ({"tool_choice": "required"}, None, "tool_choice needs tools"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]},
             "messages",
@@ -314,13 +343,13 @@ def test_a_body_that_is_no_object_is_a_bad_request(served: Served, content: str)
 
 
 def test_an_unknown_route_answers_in_openais_shape(served: Served) -> None:
-    response = served.post("/v1/embeddings")
+    response = served.post("/v1/nothing")
     assert response.status_code == 404
     assert response.json()["error"]["type"] == "not_found_error"
 
 
 def test_the_key_is_asked_for_everywhere_but_health(model: Path) -> None:
-    with serving(model, SCRIPTED, key="sesame") as served:
+    with serving(model, SCRIPTED, api_key="sesame") as served:
         for path in ("/v1/models", "/docs", "/openapi.json", "/v1/nothing"):
             for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "sesame"}):
                 refused = httpx.get(f"{served.url}{path}", headers=headers)
@@ -402,3 +431,83 @@ def test_stopping_ends_what_runs_and_refuses_what_comes(
         "the server is shutting down",
     )
     assert httpx.get(f"{scripted.url}/health").status_code == 200
+
+
+# Limits and signs of life.
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_again(
+    model: Path, closed_gate: threading.Event
+) -> None:
+    limits = {"max_num_seqs": 1, "max_queued_requests": 1}
+    body = {"prompt": "x", "max_tokens": 400, "stream": True}
+    with serving(model, SCRIPTED, limits) as served:
+        with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60):
+            threading.Timer(0.3, closed_gate.set).start()
+            refused = served.post("/v1/completions", prompt="x", n=3)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert "the queue is full" in refused.json()["error"]["message"]
+        served.wait(lambda: not served.core.has_work)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_large_body_is_refused(model: Path, announced: bool) -> None:
+    content = json.dumps({"prompt": "x" * 2000}).encode()
+    with serving(model, SCRIPTED, max_body_bytes=1000) as served:
+        sent: Any = content if announced else iter([content[:900], content[900:]])
+        headers = {"Content-Type": "application/json"}
+        response = httpx.post(f"{served.url}/v1/completions", content=sent, headers=headers)
+        assert response.status_code == 413
+        assert "larger than 1,000 bytes" in response.json()["error"]["message"]
+        assert served.post("/v1/completions", prompt="x").status_code == 200
+
+
+def test_web_pages_of_other_places_may_call_only_where_that_is_allowed(model: Path) -> None:
+    origin = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    with serving(model, SCRIPTED) as served:
+        refused = httpx.options(f"{served.url}/v1/completions", headers=origin)
+        assert "access-control-allow-origin" not in refused.headers
+    with serving(
+        model, SCRIPTED, api_key="sesame", allowed_origins=["https://a.example"]
+    ) as served:
+        allowed = httpx.options(f"{served.url}/v1/completions", headers=origin)
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_ready_asks_for_a_token_and_says_why_there_is_none(
+    scripted: Served, closed_gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "PROBE_S", 0.3)
+    slow = httpx.get(f"{scripted.url}/ready")
+    assert (slow.status_code, slow.json()["error"]["message"]) == (
+        503,
+        "no token came within 0.3 s",
+    )
+    closed_gate.set()
+    assert httpx.get(f"{scripted.url}/ready").status_code == 200
+    scripted.wait(lambda: not scripted.core.has_work)
+
+
+def test_metrics_count_what_was_done(model: Path) -> None:
+    with serving(model, SCRIPTED) as served:
+        served.post("/v1/completions", prompt="hello", max_tokens=4, n=2)
+        told = httpx.get(f"{served.url}/metrics").text
+    label = '{model_name="tiny"}'
+    for line in (
+        f"vllm:prompt_tokens_total{label} 5.0",
+        f"vllm:generation_tokens_total{label} 8.0",
+        'vllm:request_success_total{finished_reason="length",model_name="tiny"} 2.0',
+        f"vllm:time_to_first_token_seconds_count{label} 2.0",
+        f"vllm:inter_token_latency_seconds_count{label} 6.0",
+        f"vllm:num_requests_running{label} 0.0",
+        f"vllm:kv_cache_usage_perc{label} 0.0",
+        f"engine:kv_blocks_free{label} 40.0",
+    ):
+        assert line in told.splitlines()
+
+
+def test_the_version_is_told(scripted: Served) -> None:
+    assert httpx.get(f"{scripted.url}/version").json() == {"version": version()}
+    assert httpx.get(f"{scripted.url}/docs").status_code == 404

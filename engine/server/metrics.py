@@ -1,0 +1,108 @@
+"""What Prometheus reads at /metrics. Names are vLLM's where the meaning is the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from engine.core import EngineCore
+from engine.outputs import Delta, Sample
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+Watch = Callable[[Sample, Delta], None]
+
+# Seconds. As vLLM's, so that dashboards made for it show the same curves.
+FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+NEXT_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+def available() -> bool:
+    """Whether prometheus_client is installed."""
+    return importlib.util.find_spec("prometheus_client") is not None
+
+
+class Metrics:
+    """Of one engine. Needs prometheus_client."""
+
+    def __init__(self, core: EngineCore, model_name: str) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._core = core
+        self._registry = CollectorRegistry()
+        self._registry.register(_Gauges(core, model_name))
+        self._model_name = model_name
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of the requests taken")
+        self._generated = self._counter("generation_tokens", "Tokens generated")
+        self._ended = self._counter("request_success", "Requests ended", "finished_reason")
+        self._first = self._histogram("time_to_first_token_seconds", FIRST_TOKEN)
+        self._next = self._histogram("inter_token_latency_seconds", NEXT_TOKEN)
+        self._whole = self._histogram("e2e_request_latency_seconds", REQUEST)
+
+    def text(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def watch(self, sample: Sample) -> Watch:
+        """Begins to measure a request; call it with each delta."""
+        began = last = time.monotonic()
+        if sample.index == 0:
+            self._prompt.inc(len(sample.request.prompt_token_ids))
+
+        def seen(sample: Sample, delta: Delta) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if delta.token_ids:
+                self._generated.inc(len(delta.token_ids))
+                (self._first if sample.num_tokens == 1 else self._next).observe(now - last)
+                last = now
+            if delta.finish_reason is not None:
+                self._ended.labels(self._model_name, delta.finish_reason).inc()
+                self._whole.observe(now - began)
+
+        return seen
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Any:
+        from prometheus_client import Counter
+
+        made = Counter(f"vllm:{name}", help_, ["model_name", *labels], registry=self._registry)
+        return made if labels else made.labels(self._model_name)
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Any:
+        from prometheus_client import Histogram
+
+        help_ = name.replace("_", " ")
+        made = Histogram(
+            f"vllm:{name}", help_, ["model_name"], buckets=buckets, registry=self._registry
+        )
+        return made.labels(self._model_name)
+
+
+class _Gauges:
+    """What is so at the moment somebody asks."""
+
+    def __init__(self, core: EngineCore, model_name: str) -> None:
+        self._core = core
+        self._model_name = model_name
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        load = self._core.load()
+        values = {
+            "vllm:num_requests_running": ("Requests that are being computed", load.running),
+            "vllm:num_requests_waiting": ("Requests that wait to be computed", load.waiting),
+            "vllm:kv_cache_usage_perc": ("Used part of the KV cache, 1: all", load.kv_usage),
+            "engine:kv_blocks": ("Blocks of the KV cache", load.kv_blocks),
+            "engine:kv_blocks_free": ("Blocks of the KV cache that no request holds", load.kv_free),
+        }
+        for name, (help_, value) in values.items():
+            gauge = GaugeMetricFamily(name, help_, labels=["model_name"])
+            gauge.add_metric([self._model_name], value)
+            yield gauge
