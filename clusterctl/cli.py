@@ -100,6 +100,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Write a commented cluster.yaml from what the hosts say about themselves.",
         SETUP,
     ),
+    "render": Entry(
+        "clusterctl.commands.render:render",
+        "Write the cluster and a deployment as scripts or manifests of another platform.",
+        SETUP,
+    ),
     "config": Entry(
         "clusterctl.commands.config:app",
         "Show the merged configuration, the origin of each value, or the JSON Schema.",

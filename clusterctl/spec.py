@@ -151,7 +151,7 @@ class ServeSpec:
     name: str
     tp: int = 1
     pp: int = 1
-    engine: Literal["auto", "native"] = "auto"
+    engine: Literal["auto", "native", "vllm"] = "auto"
     executor: Literal["auto", "ray", "mp", "inproc"] = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None

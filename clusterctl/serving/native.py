@@ -27,8 +27,13 @@ def served_name(serve: ServeSpec) -> str:
     return serve.served_model_name or serve.model
 
 
-def argv(serve: ServeSpec, *, executor: Executor, host: str, api_key_file: str) -> tuple[str, ...]:
-    """`python3 -m engine serve ...`, all choices explicit. `serve.extra` comes last and wins."""
+def argv(
+    serve: ServeSpec, *, executor: Executor, host: str, api_key_file: str | None
+) -> tuple[str, ...]:
+    """`python3 -m engine serve ...`, all choices explicit. `serve.extra` comes last and wins.
+
+    `api_key_file` None: the engine takes VLLM_API_KEY from its environment.
+    """
     length = ["--max-model-len", str(serve.max_model_len)] if serve.max_model_len else []
     return (
         *("python3", "-m", "engine", "serve", serve.model),
@@ -40,7 +45,7 @@ def argv(serve: ServeSpec, *, executor: Executor, host: str, api_key_file: str) 
         *length,
         *("--host", host),
         *("--port", str(serve.port)),
-        *("--api-key-file", api_key_file),
+        *(("--api-key-file", api_key_file) if api_key_file else ()),
         *serve.extra,
     )
 

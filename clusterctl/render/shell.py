@@ -1,0 +1,72 @@
+"""Render target `shell`: the `docker run` lines of `up --dry-run`, and the serve line. PURE."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Literal
+
+from clusterctl.containers import HOME, docker_run_line
+from clusterctl.launch import RAY_TOKEN, SUPERVISOR, own_directories
+from clusterctl.render import declared
+from clusterctl.render.document import Asked, File, Rendered
+from clusterctl.render.entry import Member, engine_argv, wait_line
+from clusterctl.render.templates import Verbatim, fill, shell_text, shell_words
+
+
+def render(asked: Asked) -> Rendered:
+    """One script: each host runs its part of it."""
+    found = declared.containers(asked)
+    spec = asked.spec
+    text = fill(
+        "shell.sh",
+        shell_text,
+        cluster=spec.name,
+        head=spec.head,
+        nodes=[_node(asked, found, node.name) for node in spec.nodes],
+        serves=_serves(asked, found),
+        model=asked.serve.model if asked.serve else None,
+        left_out=found.left_out,
+        supervisor=Verbatim(files("clusterctl.remote").joinpath(SUPERVISOR).read_text()),
+        home=HOME,
+        supervisor_file=SUPERVISOR,
+        token_file=None if spec.ray.insecure else RAY_TOKEN,
+    )
+    return Rendered("shell", (File(f"{spec.name}.sh", text, 0o755),), found.left_out)
+
+
+def _node(asked: Asked, found: declared.Containers, name: str) -> dict[str, object]:
+    container = found.by_node[name]
+    mounted = {mount.source for mount in container.mounts}
+    made = [path for path in own_directories(asked.spec, found.places[name]) if path in mounted]
+    return {
+        "name": name,
+        "role": "head" if name == asked.spec.head else "worker",
+        "address": found.places[name].address,
+        "directories": made,
+        "container": container.name,
+        "run": Verbatim(docker_run_line(container)),
+    }
+
+
+def _serves(asked: Asked, found: declared.Containers) -> list[dict[str, object]]:
+    """One line on the head; or, without Ray, one on every node, the head's last."""
+    if asked.serve is None:
+        return []
+    spec = asked.spec
+    ranked = [spec.head_node, *spec.workers] if asked.without_ray else [spec.head_node]
+    head = found.places[spec.head].address
+    lines: list[dict[str, object]] = []
+    for rank, node in enumerate(ranked):
+        role: Literal["head", "worker"] = "worker" if rank else "head"
+        member = Member(role, found.places[node.name].address, head, api_host=head, rank=rank)
+        inside = [found.by_node[node.name].name, *engine_argv(asked, member)]
+        lines.append(
+            {
+                "name": node.name,
+                "container": found.by_node[node.name].name,
+                "wait": None if asked.without_ray else Verbatim(wait_line(len(spec.nodes))),
+                "ray_address": None if asked.without_ray else f"{head}:{spec.ray.port}",
+                "inside": shell_words(inside),
+            }
+        )
+    return lines
