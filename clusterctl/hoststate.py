@@ -20,14 +20,6 @@ HELD = 73  # the exit code of a lock that somebody has
 
 
 @dataclass(frozen=True)
-class Survey:
-    """`exists`: the host has this cluster's directory. `missing`: of those that must be there."""
-
-    exists: bool
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class LockAnswer:
     """`holder` None: the lock is ours now; else what its owner wrote (or nothing yet). `fresh`: the
     host had no directory for this cluster before."""
@@ -66,10 +58,7 @@ for wanted in "$@"; do
 done
 """
 
-_SURVEY = """[ ! -e "$state" ] || echo exists
-shift
-for wanted in "$@"; do [ -d "$wanted" ] || echo "missing $wanted"; done
-"""
+_EXISTS = '[ -e "$state" ]'
 
 _LOCK = f"""umask 077
 [ -e "$state" ] || fresh=fresh
@@ -124,10 +113,9 @@ def ensure_directories(transport: Transport, cluster: str, paths: Sequence[str])
     _run(transport, _ENSURE, [cluster, *paths])
 
 
-def survey(transport: Transport, cluster: str, must_exist: Sequence[str]) -> Survey:
-    lines = _run(transport, _SURVEY, [cluster, *must_exist]).stdout.splitlines()
-    missing = [line.removeprefix("missing ") for line in lines if line.startswith("missing ")]
-    return Survey("exists" in lines, tuple(missing))
+def exists(transport: Transport, cluster: str) -> bool:
+    """Whether the host has this cluster's directory."""
+    return _run(transport, _EXISTS, [cluster], check=False).ok
 
 
 def lock(transport: Transport, cluster: str, owner: bytes) -> LockAnswer:

@@ -14,7 +14,7 @@ from clusterctl.doctor.check import Finding
 from clusterctl.errors import PreflightFailed
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
-from clusterctl.launch import LaunchPlan, Place, expected_nodes, model_directories, plan
+from clusterctl.launch import LaunchPlan, Place, expected_nodes, plan
 from clusterctl.links import HostLink, Opener
 from clusterctl.preflight import Candidate, preflight, refuse
 from clusterctl.raycluster import ExpectedNode
@@ -40,7 +40,7 @@ class Prospect:
 
 @dataclass(frozen=True)
 class _Host:
-    survey: hoststate.Survey
+    has_state: bool
     containers: tuple[SeenContainer, ...] = ()
     image_present: bool = False
 
@@ -64,16 +64,16 @@ def prospect(session: Session, report: Report, leaving: Session | None) -> Prosp
         findings=tuple(findings),
         links={**session.links, **(leaving.links if leaving else {})},
         places=places,
-        fresh=frozenset(name for name, host in hosts.items() if not host.survey.exists),
+        fresh=frozenset(name for name, host in hosts.items() if not host.has_state),
     )
 
 
 def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
-    survey = hoststate.survey(link.transport, spec.name, model_directories(spec))
+    has_state = hoststate.exists(link.transport, spec.name)
     if spec.runtime == "docker" and facts.docker.error is not None:
-        return _Host(survey)
+        return _Host(has_state)
     return _Host(
-        survey,
+        has_state,
         tuple(link.runtime.containers({LABEL_CLUSTER: spec.name})),
         link.runtime.image_id(spec.image) is not None,
     )
@@ -92,7 +92,7 @@ def _judge(
             node,
             facts[node.name],
             occupied=_occupied(node.name, facts[node.name], hosts[node.name]),
-            missing_directories=hosts[node.name].survey.missing,
+            missing_directories=facts[node.name].missing_directories,
         )
         for node in spec.nodes
     )

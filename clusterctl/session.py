@@ -12,6 +12,7 @@ from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed, Unreac
 from clusterctl.events import Event, Report, silent
 from clusterctl.facts.types import HostFacts
 from clusterctl.fanout import Done, Failed, Outcome, fan_out
+from clusterctl.launch import model_directories
 from clusterctl.links import HostLink, Opener, opener_for
 from clusterctl.spec import ClusterSpec
 from clusterctl.trace import Trace, traced, untraced
@@ -96,11 +97,18 @@ class Session:
         """All that is known of the linked hosts, one round trip each. A host that fails raises."""
         return results(self.each(self.facts_of, names))
 
-    def facts_of(self, link: HostLink) -> HostFacts:
-        """All that is known of one host, in one round trip."""
-        from clusterctl.facts.gather import parse_facts, probe_script
+    def facts_of(self, link: HostLink, model: str | None = None) -> HostFacts:
+        """All that is known of one host, in one round trip. `model`: a path or Hub id."""
+        from clusterctl.facts.gather import Question, parse_facts, probe_script
 
-        script = probe_script(self.spec.docker_socket).encode()
+        question = Question(
+            self.spec.docker_socket,
+            image=self.spec.image if self.spec.runtime == "docker" else "",
+            directories=model_directories(self.spec),
+            hf_home=self.spec.hf_home,
+            model=model,
+        )
+        script = probe_script(question).encode()
         sent = time.time()
         answer = link.transport.run(
             ["sh", "-s"], stdin=script, timeout=self.spec.limits.command_timeout

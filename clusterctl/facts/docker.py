@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from clusterctl.facts.sections import Section
-from clusterctl.facts.types import DockerFacts
+from clusterctl.facts.types import DockerContainer, DockerFacts
 
-SOCKET = "DOCKER_SOCKET"  # the variable that the probes read
+SOCKET, IMAGE = "DOCKER_SOCKET", "IMAGE"  # the variables that the probes read
 
 _ASK = """
 S=$DOCKER_SOCKET sudo=
@@ -31,9 +32,20 @@ PROBES: Mapping[str, str] = {
 info=$(ask info); rc=$?
 printf '%s\\n' "$info"
 root=$(printf '%s' "$info" | sed -n 's/.*"DockerRootDir":"\\([^"]*\\)".*/\\1/p')
-[ -n "$root" ] && printf '%s\\t%s\\n' "$root" "$(df -Pk "$root" | tail -n 1)"
+[ -n "$root" ] &&
+  printf '%s\\t%s\\t%s\\n' "$root" "$(df -Pk "$root" | tail -n 1)" "$(df -Pi "$root" | tail -n 1)"
 exit $rc""",
     "docker_version": f"{_ASK}ask version",
+    "docker_containers": f"""{_ASK}
+if command -v docker >/dev/null 2>&1; then
+  $sudo docker -H "unix://$S" ps -a --no-trunc --format '{{{{json .}}}}'
+else ask 'containers/json?all=1'; fi""",
+    # Its id, or nothing where it is not there.
+    "docker_image": f"""{_ASK}
+[ -n "$IMAGE" ] || exit 3
+if command -v docker >/dev/null 2>&1; then
+  $sudo docker -H "unix://$S" image inspect --format '{{{{.Id}}}}' "$IMAGE"
+else ask "images/$IMAGE/json" | sed -n 's/.*"Id":"\\(sha256:[0-9a-f]*\\)".*/\\1/p'; fi""",
 }
 
 
@@ -45,7 +57,11 @@ def parse_docker(sections: Mapping[str, Section], socket: str) -> DockerFacts:
     if error := _error(failed, socket, installed=installed, needs_sudo=needs_sudo):
         return DockerFacts(needs_sudo=needs_sudo, error=error)
     answer = json.loads(info.stdout.partition("\n")[0])
-    return parse_info(answer, json.loads(version.stdout), needs_sudo=needs_sudo)
+    return replace(
+        parse_info(answer, json.loads(version.stdout), needs_sudo=needs_sudo),
+        containers=parse_containers(sections["docker_containers"]),
+        image_id=sections["docker_image"].text,
+    )
 
 
 def root_disk(info: Section) -> str:
@@ -81,4 +97,30 @@ def parse_info(
         https_proxy=info["HttpsProxy"] or None,
         no_proxy=info["NoProxy"] or None,
         needs_sudo=needs_sudo,
+        rootless="name=rootless" in info.get("SecurityOptions", ()),
+        cgroup_version=info.get("CgroupVersion"),
+    )
+
+
+def parse_containers(asked: Section) -> tuple[DockerContainer, ...] | None:
+    """`docker ps -a` as JSON lines, or the API's list."""
+    if not asked.ok:
+        return None
+    text = asked.stdout.strip()
+    rows = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
+    return tuple(map(_container, rows))
+
+
+def _container(row: Mapping[str, Any]) -> DockerContainer:
+    """The client says ID, Names and Labels as one text; the API Id, a list and an object."""
+    labels = row["Labels"] or {}
+    if isinstance(labels, str):
+        labels = dict(pair.partition("=")[::2] for pair in labels.split(","))
+    names = row["Names"]
+    return DockerContainer(
+        id=row.get("ID") or row["Id"],
+        name=(names if isinstance(names, str) else names[0]).lstrip("/"),
+        image=row["Image"],
+        state=row["State"],
+        labels=labels,
     )

@@ -18,7 +18,9 @@ PROBES: Mapping[str, str] = {
 for d in /sys/bus/pci/devices/*; do
   vendor=; class=
   read -r vendor 2>/dev/null <"$d/vendor"; read -r class 2>/dev/null <"$d/class"
-  case $vendor$class in 0x10de0x03*) echo nvidia;; 0x10020x03*) echo amd;; esac
+  case $vendor$class in
+    0x10de0x03*) echo nvidia;; 0x10020x03*) echo amd;; 0x10de0x0680*) echo nvswitch;;
+  esac
 done""",
     # Nodes with SIMD units are GPUs, the others are CPU sockets.
     "amd_kfd": """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from clusterctl.errors import PreflightFailed
+from clusterctl.facts.kernel import parse_count, parse_iommu, parse_numa, parse_range
+from clusterctl.facts.model import parse_hf_home
 from clusterctl.facts.sections import NOT_FOUND, Section
 from clusterctl.facts.types import Disk, HostInfo
 
@@ -19,7 +21,9 @@ PROBES: Mapping[str, str] = {
     "cpu_model": "grep -m1 '^model name' /proc/cpuinfo || lscpu | grep -m1 '^Model name'",
     "memory": "grep -E '^Mem(Total|Available):' /proc/meminfo",
     "disks": """
-for path in /dev/shm /; do printf '%s\\t%s\\n' "$path" "$(df -Pk "$path" | tail -n 1)"; done""",
+for path in /dev/shm / /tmp; do
+  printf '%s\\t%s\\t%s\\n' "$path" "$(df -Pk "$path" | tail -n 1)" "$(df -Pi "$path" | tail -n 1)"
+done""",
     "limits": "cat /proc/self/limits",
     "resolve": 'getent ahosts "$(uname -n)" || getent hosts "$(uname -n)"',
     "selinux": """
@@ -33,13 +37,18 @@ _LIMITS = {
     "Max stack size": ("stack", 1024),
     "Max processes": ("nproc", 1),
 }
+_DF = re.compile(r"\s(\d+)\s+\d+\s+(\d+)\s+\d+%\s")
 _SELINUX = {"1": "enforcing", "0": "permissive", "disabled": "disabled"}
 
 
 def parse_host(
-    name: str, sections: Mapping[str, Section], *, docker_disk: str, clock_offset_s: float | None
+    name: str,
+    sections: Mapping[str, Section],
+    *,
+    more_disks: Sequence[str],
+    clock_offset_s: float | None,
 ) -> HostInfo:
-    """`docker_disk`: the line of the disk under Docker's root, or nothing.
+    """`more_disks`: lines of disks that other probes found, as parse_disks reads them.
 
     Raises PreflightFailed on a machine that is no Linux.
     """
@@ -53,6 +62,9 @@ def parse_host(
             hint="nodes must run Linux; leave this host out of hosts:",
         )
     total, available = parse_memory(sections["memory"].stdout)
+    numa_nodes, numa_balancing = parse_numa(sections["numa"])
+    iommu_groups, kernel_options = parse_iommu(sections["iommu"])
+    hf_home, hf_token, _ = parse_hf_home(sections["hf_home"])
     return HostInfo(
         hostname=hostname,
         os=parse_os(sections["os_release"].stdout) or system,
@@ -69,8 +81,17 @@ def parse_host(
         clock_offset_s=clock_offset_s,
         hostname_resolves_to=parse_resolved(sections["resolve"]),
         ulimits=parse_limits(sections["limits"].stdout),
-        disks=parse_disks(f"{docker_disk}\n{sections['disks'].stdout}"),
+        disks=parse_disks("\n".join([*more_disks, sections["disks"].stdout])),
         selinux=_SELINUX.get(sections["selinux"].stdout.strip()),
+        numa_nodes=numa_nodes,
+        numa_balancing=numa_balancing,
+        kernel_options=kernel_options,
+        iommu_groups=iommu_groups,
+        acs_bridges=parse_count(sections["acs"]),
+        preloaded=sections["preload"].stdout.strip() if sections["preload"].ok else None,
+        ephemeral_ports=parse_range(sections["ephemeral"]),
+        hf_home=hf_home,
+        hf_token=hf_token,
     )
 
 
@@ -100,15 +121,18 @@ def parse_limits(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def parse_disks(text: str) -> tuple[Disk, ...]:
-    """Lines of "PATH<tab>a line of `df -Pk`". A path that is not there has no line."""
+    """Lines of PATH, a line of `df -Pk` and one of `df -Pi`, by tabs. A path that is not there has
+    no line; a file system without a fixed number of inodes (btrfs) counts none."""
     return tuple(_disks(text))
 
 
 def _disks(text: str) -> Iterator[Disk]:
     for line in text.splitlines():
-        path, _, df = line.partition("\t")
-        if numbers := re.search(r"\s(\d+)\s+\d+\s+(\d+)\s+\d+%\s", df):
-            yield Disk(path, int(numbers[1]) * 1024, int(numbers[2]) * 1024)
+        path, blocks, inodes = [*line.split("\t"), "", ""][:3]
+        if size := _DF.search(blocks):
+            count = _DF.search(inodes)
+            free = int(count[2]) if count and count[1] != "0" else None
+            yield Disk(path, int(size[1]) * 1024, int(size[2]) * 1024, free)
 
 
 def parse_resolved(section: Section) -> tuple[str, ...] | None:

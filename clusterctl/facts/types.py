@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,148 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds GPU memory. `container`: the id of the one it runs in."""
+
+    pid: int
+    name: str
+    memory_mib: int | None
+    user: str | None = None
+    container: str | None = None
+
+
+@dataclass(frozen=True)
+class GpuHealth:
+    """What the driver says of one NVIDIA GPU. `slowed`: hardware reasons that hold its clock down.
+    `fabric`: its state in the NVSwitch fabric, None where it is in none. `recovery`: what the
+    driver asks for (Reset, Reboot, ...), None when nothing."""
+
+    index: int
+    uuid: str
+    bus_id: str
+    persistence: bool | None = None
+    mig: bool | None = None
+    uncorrected_errors: int | None = None  # since the driver was loaded
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    slowed: tuple[str, ...] = ()
+    fabric: str | None = None
+    recovery: str | None = None
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True)
+class NvLinks:
+    """NVLinks of one GPU: how many carry traffic, how many do not."""
+
+    index: int
+    active: int
+    inactive: int
+
+
+@dataclass(frozen=True)
+class GpuPath:
+    """How two devices are joined, as `nvidia-smi topo -m` says: NV18, PIX, PXB, PHB, NODE, SYS."""
+
+    a: str
+    b: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class NvidiaFacts:
+    """What there is of NVIDIA beside the GPUs' names. `services`: systemd's word for each.
+    `driver_on_disk`: of the module that the next boot loads."""
+
+    health: tuple[GpuHealth, ...] | None = None
+    links: tuple[NvLinks, ...] | None = None
+    paths: tuple[GpuPath, ...] | None = None
+    numa: tuple[tuple[int, str], ...] = ()  # GPU index, its NUMA node
+    services: tuple[tuple[str, str], ...] = ()
+    switches: int = 0
+    driver_on_disk: str | None = None
+    open_module: bool | None = None
+    modules: tuple[str, ...] = ()
+    imex_channels: bool = False
+    toolkit: str | None = None
+    cdi: bool = False
+
+    def service(self, name: str) -> str | None:
+        return dict(self.services).get(name)
+
+
+@dataclass(frozen=True)
+class AmdGpu:
+    """What AMD's tools say of a GPU. `uncorrected_errors`: of memory and other blocks together."""
+
+    index: int
+    series: str | None
+    uncorrected_errors: int | None
+
+
+@dataclass(frozen=True)
+class Gid:
+    """An entry of a port's GID table. `kind`: "IB/RoCE v1" or "RoCE v2"."""
+
+    index: int
+    gid: str
+    kind: str
+    interface: str | None = None
+
+
+@dataclass(frozen=True)
+class RdmaPort:
+    """`state`: ACTIVE, DOWN, INIT, ...; `rate_gbit` of the link; `mtu` is the active one, bytes."""
+
+    device: str
+    port: int
+    state: str
+    link_layer: str  # "InfiniBand" | "Ethernet"
+    rate_gbit: float | None = None
+    mtu: int | None = None
+    gids: tuple[Gid, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        return self.state == "ACTIVE"
+
+
+@dataclass(frozen=True)
+class Firewall:
+    """What may drop packets that come in. `rules`: those that drop or refuse, as iptables-save
+    writes them; `policy`: of INPUT, None when the rules may not be read by this user."""
+
+    policy: str | None
+    rules: tuple[str, ...] = ()
+    ufw: bool = False
+    firewalld: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """`declared`: the size that a safetensors header asks for; None for other files, 0 where the
+    header cannot be read."""
+
+    name: str
+    size: int
+    declared: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as this host has it: a directory, or what the Hub's cache holds of it. `digests`:
+    SHA-256 by name of config.json and of the weights' index."""
+
+    path: str
+    exists: bool
+    files: tuple[ModelFile, ...] = ()
+    digests: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = ()  # named by the index, and not there
+
+
+@dataclass(frozen=True)
 class GpuFacts:
     """`driver` None with no GPUs: no driver on this host. `error`: what the tool said when it
     failed, or why GPUs that are there cannot be used."""
@@ -46,6 +189,17 @@ class GpuFacts:
     driver: str | None = None
     cuda: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class DockerContainer:
+    """Any container of the host, ours or not. `state`: running, exited, ..."""
+
+    id: str
+    name: str
+    image: str
+    state: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +216,10 @@ class DockerFacts:
     no_proxy: str | None = None
     needs_sudo: bool = False
     error: str | None = None
+    containers: tuple[DockerContainer, ...] | None = None
+    image_id: str | None = None  # of the spec's image; None: it is not there
+    rootless: bool = False
+    cgroup_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +227,7 @@ class Disk:
     path: str
     total_bytes: int
     free_bytes: int
+    free_inodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +260,15 @@ class HostInfo:
     ]  # ("memlock", "unlimited"), ("nofile", "1024"), ("stack", "8192")
     disks: tuple[Disk, ...]  # Docker root, /dev/shm, /
     selinux: str | None = None
+    numa_nodes: int | None = None
+    numa_balancing: bool | None = None
+    kernel_options: str | None = None
+    iommu_groups: int | None = None
+    acs_bridges: int | None = None  # PCIe bridges that send peer traffic up to the root
+    preloaded: str | None = None  # /etc/ld.so.preload; "" where there is none
+    ephemeral_ports: tuple[int, int] | None = None
+    hf_home: str | None = None
+    hf_token: bool | None = None  # that there is one; never the token
 
     def disk(self, path: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.path == path), None)
@@ -117,3 +285,10 @@ class HostFacts:
     docker: DockerFacts
     listeners: tuple[Listener, ...] | None
     rdma_devices: tuple[str, ...] = ()
+    rdma_ports: tuple[RdmaPort, ...] | None = None
+    nvidia: NvidiaFacts = NvidiaFacts()
+    amd: tuple[AmdGpu, ...] | None = None
+    kernel_log: tuple[str, ...] | None = None  # lines that speak of GPUs, RDMA and memory
+    firewall: Firewall | None = None
+    missing_directories: tuple[str, ...] = ()
+    model: ModelFacts | None = None  # None: none was asked for

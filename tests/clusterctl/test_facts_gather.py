@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from clusterctl.errors import ClusterctlError, PreflightFailed
-from clusterctl.facts.gather import PROBES, parse_facts, probe_script
+from clusterctl.facts.gather import PROBES, Question, parse_facts, probe_script
 from clusterctl.facts.sections import Section, script, split
 from clusterctl.facts.types import (
     Address,
     Disk,
     DockerFacts,
+    Firewall,
     Gpu,
     GpuFacts,
     HostFacts,
@@ -70,10 +71,24 @@ def test_a_host_with_docker() -> None:
             ),
             disks=(
                 Disk("/var/lib/docker", 264212084 * 1024, 78443224 * 1024),
+                Disk(
+                    "/root/.cache/huggingface",
+                    264212084 * 1024,
+                    78562944 * 1024,
+                    16281504,
+                ),
                 Disk("/dev/shm", 12342040 * 1024, 12342040 * 1024),
                 Disk("/", 264212084 * 1024, 78443224 * 1024),
             ),
             selinux="disabled",
+            numa_nodes=1,
+            numa_balancing=False,
+            kernel_options="BOOT_IMAGE=/boot/vmlinuz root=/dev/vda1 ro quiet",
+            iommu_groups=0,
+            preloaded="",
+            ephemeral_ports=(32768, 60999),
+            hf_home="/root/.cache/huggingface",
+            hf_token=False,
         ),
         interfaces=(
             Interface(
@@ -100,8 +115,13 @@ def test_a_host_with_docker() -> None:
             root_dir="/var/lib/docker",
             runtimes=("io.containerd.runc.v2", "io.containerd.runtime.v1.linux", "runc"),
             cgroup_driver="cgroupfs",
+            containers=(),
+            cgroup_version="1",
         ),
         listeners=(Listener("0.0.0.0", 22, "sshd"), Listener("::", 22, "sshd")),
+        rdma_ports=(),
+        kernel_log=(),
+        firewall=Firewall("ACCEPT"),
     )
 
 
@@ -176,7 +196,7 @@ def test_without_tools_what_they_would_say_is_unknown_not_empty() -> None:
 class TestOnThisMachine:
     def test_the_script_is_answered(self) -> None:
         sent = time.time()
-        text = run(probe_script("/nonexistent/docker.sock"))
+        text = run(probe_script(Question("/nonexistent/docker.sock")))
         facts = parse_facts("here", text, sent=sent, received=time.time())
         assert facts.host.hostname == os.uname().nodename
         assert facts.host.kernel == os.uname().release
@@ -187,7 +207,7 @@ class TestOnThisMachine:
 
     def test_one_clock_is_not_ahead_of_itself(self) -> None:
         sent = time.time()
-        text = run(probe_script("/nonexistent"))
+        text = run(probe_script(Question("/nonexistent")))
         received = time.time()
         offset = parse_facts("here", text, sent=sent, received=received).host.clock_offset_s
         assert offset is not None
@@ -195,7 +215,10 @@ class TestOnThisMachine:
 
     def test_a_quoted_socket_path_runs_nothing(self, tmp_path: Path) -> None:
         facts = parse_facts(
-            "here", run(probe_script(f"/x'; touch {tmp_path}/made; '")), sent=0.0, received=0.0
+            "here",
+            run(probe_script(Question(f"/x'; touch {tmp_path}/made; '"))),
+            sent=0.0,
+            received=0.0,
         )
         assert facts.docker.error is not None
         assert not (tmp_path / "made").exists()
