@@ -15,7 +15,8 @@ from clusterctl.transport.base import Result
 
 @dataclass(frozen=True)
 class RankVerdict:
-    """One line of engine.sanity. `busbw_gb_s` in 1e9 bytes a second."""
+    """One line of engine.sanity. `busbw_gb_s` in 1e9 bytes a second; `links`: the ways that NCCL's
+    channels take, as (from rank, to rank, transport)."""
 
     rank: int
     step: str
@@ -25,6 +26,10 @@ class RankVerdict:
     detail: str
     missing: tuple[int, ...]
     transports: tuple[str, ...]
+    device: str = ""
+    tflops: float | None = None
+    memory_gb_s: float | None = None
+    links: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,9 @@ def parse_verdicts(output: str) -> list[RankVerdict]:
 
 
 def _verdict(said: Mapping[str, Any]) -> RankVerdict:
-    lists = {"missing": tuple(said["missing"]), "transports": tuple(said["transports"])}
-    return RankVerdict(**{**said, **lists})
+    lists = {name: tuple(said[name]) for name in ("missing", "transports")}
+    links = tuple((start, end, via) for start, end, via in said["links"])
+    return RankVerdict(**{**said, **lists, "links": links})
 
 
 def failure(found: SanityReport) -> NotReady:

@@ -20,12 +20,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
-from engine.nccl_log import transports
+from engine.nccl_log import links, transports
 
 BEGIN = "@sanity-begin "
 VERDICT = "@sanity-verdict "
@@ -39,7 +39,9 @@ class Verdict:
     """What one rank found in one step.
 
     `busbw_gb_s` is NCCL's bus bandwidth, 2(n-1)/n * bytes / seconds, in 1e9 bytes a second.
-    `missing` are the ranks that this one waited for in vain.
+    `missing` are the ranks that this one waited for in vain. `tflops` and `memory_gb_s` are those
+    of engine.device_speed, of the device named `device`. `links`: NCCL's channels of this rank, as
+    (from rank, to rank, transport).
     """
 
     rank: int
@@ -50,6 +52,10 @@ class Verdict:
     detail: str = ""
     missing: tuple[int, ...] = ()
     transports: tuple[str, ...] = ()
+    device: str = ""
+    tflops: float | None = None
+    memory_gb_s: float | None = None
+    links: tuple[tuple[int, int, str], ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -59,6 +65,7 @@ class Verdict:
         values: dict[str, Any] = json.loads(text)
         for name in ("missing", "transports"):
             values[name] = tuple(values[name])
+        values["links"] = tuple((start, end, via) for start, end, via in values["links"])
         return cls(**values)
 
     def to_text(self) -> str:
@@ -135,8 +142,7 @@ class RankProcess:
         log = self._nccl_log.read_text(errors="replace") if self._nccl_log.exists() else ""
         last_words = log.splitlines()[-1:] if not verdict.ok else []
         detail = " | NCCL: ".join([verdict.detail, *last_words])
-        values = asdict(verdict) | {"transports": transports(log), "detail": detail}
-        return Verdict(**values)
+        return replace(verdict, transports=transports(log), links=links(log), detail=detail)
 
 
 def spawn(args: argparse.Namespace, scratch: Path) -> list[RankProcess]:
@@ -151,6 +157,7 @@ def _spawn_rank(args: argparse.Namespace, local_rank: int, scratch: Path) -> Ran
     argv += [f"--master-addr={args.master_addr}", f"--master-port={args.master_port}"]
     argv += [f"--backend={args.backend}", f"--timeout={args.timeout}"]
     argv += [f"--bytes={args.bytes}"] if args.bytes else []
+    argv += ["--speed"] if args.speed else []
     env = dict(os.environ) | {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(log)}
     env.setdefault("OMP_NUM_THREADS", "1")  # as the engine's own ranks; n ranks share the cores
     return RankProcess(rank, argv, env, log)
@@ -203,6 +210,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="auto: NCCL and gloo where CUDA is usable, gloo alone elsewhere",
     )
     parser.add_argument("--bytes", type=int, help="of the bandwidth step (256 MiB; 16 MiB on CPU)")
+    parser.add_argument("--speed", action="store_true", help="time each device by itself too")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds, of every step")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args(argv)

@@ -9,12 +9,13 @@ Ranks meet before every step in a small TCP store on rank 0, apart from the netw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from engine.device_speed import DeviceSpeed, measure
 from engine.sanity import BEGIN, LAST_STEP, START, VERDICT, Verdict
 
 ELEMENTS = 128
@@ -37,6 +39,7 @@ class Finding:
 
     detail: str = ""
     busbw_gb_s: float | None = None
+    speed: DeviceSpeed | None = None
 
 
 class StepFailed(Exception):
@@ -83,6 +86,12 @@ class Meeting:
             return self._wait("failed", range(self.world_size), LAST_WORDS_S)
         except dist.DistError:  # the store is gone, and rank 0 was the one who kept it
             return (0,)
+
+    def stay(self) -> None:
+        """Wait until nobody needs this rank any more. Over a network NCCL's own threads go on
+        sending from here when this rank's sum is done: leaving then would stop the others."""
+        with contextlib.suppress(dist.DistError):  # who is gone says, or is said, why by itself
+            self._wait("done", range(self.world_size), self._timeout)
 
     def leave(self, missing: Sequence[int]) -> None:
         """Say goodbye. Rank 0 keeps the store, so it stays until the others have done so."""
@@ -133,10 +142,13 @@ class Rank:
             self._give_up_together(name, began, str(error).splitlines()[0])
         seconds = round(time.monotonic() - began, 3)
         verdict = Verdict(self.rank, name, True, seconds, finding.busbw_gb_s, finding.detail)
+        if finding.speed is not None:
+            verdict = replace(verdict, device=finding.detail, **asdict(finding.speed))
         say(VERDICT + verdict.to_json())
 
     def finish(self) -> NoReturn:
         if self._meeting is not None:
+            self._meeting.stay()
             self._meeting.leave(())
         os._exit(0)  # destroying process groups may wait for peers; there is nothing left to save
 
@@ -182,9 +194,16 @@ def device_for(backend: str, local_rank: int) -> torch.device:
     return device
 
 
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def describe(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{name}, torch {torch.__version__}"
+    return f"{name_of(device)}, torch {torch.__version__}"
+
+
+def measure_device(device: torch.device) -> Finding:
+    return Finding(name_of(device), speed=measure(device))
 
 
 def check_all_reduce(group: dist.ProcessGroup | None, device: torch.device) -> Finding:
@@ -250,6 +269,9 @@ class Check:
         step("gloo all_reduce", lambda: self._gloo_all_reduce(store))
         if self._device.type == "cuda":
             step("matmul", lambda: check_matmul(self._device))
+        if self._args.speed:
+            step("device speed", lambda: measure_device(self._device))
+        if self._device.type == "cuda":
             step("NCCL all_reduce", self._nccl_all_reduce)
         step(LAST_STEP, self._bandwidth)
         self._rank.finish()
@@ -288,6 +310,7 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--master-addr")
     parser.add_argument("--backend")
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--timeout", type=float)
     return parser.parse_args()
 

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.nccl_log import transports
+from engine.nccl_log import links, transports
 from engine.sanity import BEGIN, VERDICT, RankProcess, Verdict, main, parse_args, spawn, supervise
 
 CPU_STEPS = ["start", "rendezvous", "gloo all_reduce", "bandwidth"]
@@ -45,6 +46,15 @@ def test_two_ranks_pass_with_a_bandwidth(port: int, capsys: pytest.CaptureFixtur
     assert steps_of(0, found) == steps_of(1, found) == [(step, True) for step in CPU_STEPS]
     speeds = [verdict.busbw_gb_s for verdict in found if verdict.step == "bandwidth"]
     assert all(speed is not None and speed > 0 for speed in speeds)
+
+
+def test_a_device_is_timed_when_asked(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--backend=gloo", f"--master-port={port}", "--speed", "--json"]) == 0
+    (timed,) = [one for one in verdicts(capsys) if one.step == "device speed"]
+    assert timed.device == "CPU"
+    assert timed.tflops is not None
+    assert timed.memory_gb_s is not None
+    assert min(timed.tflops, timed.memory_gb_s) > 0
 
 
 def test_a_node_that_never_comes_is_named(port: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +110,9 @@ def test_the_last_verdict_carries_what_nccl_logged(tmp_path: Path) -> None:
     rank = RankProcess(0, ["sh", "-c", script], dict(os.environ), log)
     found: list[Verdict] = []
     assert supervise([rank], found.append, patience=60)
-    assert found == [Verdict(0, "bandwidth", True, 1.0, 300.0, transports=("P2P/CUMEM",))]
+    via = "P2P/CUMEM"
+    seen = {"transports": (via,), "links": ((0, 1, via),)}
+    assert found == [replace(verdict, **seen)]
 
 
 def test_a_failing_verdict_ends_with_ncclls_last_line(tmp_path: Path) -> None:
@@ -116,7 +128,8 @@ def test_a_failing_verdict_ends_with_ncclls_last_line(tmp_path: Path) -> None:
 
 
 def test_a_verdict_survives_its_json() -> None:
-    verdict = Verdict(2, "bandwidth", False, 1.5, None, "x", (1, 3), ("NET/Socket",))
+    link = (0, 1, "NET/Socket")
+    verdict = Verdict(2, "bandwidth", False, 1.5, None, "x", (1, 3), link[2:], links=(link,))
     assert Verdict.from_json(verdict.to_json()) == verdict
     assert json.loads(verdict.to_json())["missing"] == [1, 3]
 
@@ -144,6 +157,15 @@ def test_bus_bandwidth_counts_what_every_link_carries() -> None:
             "h:1:9 [1] NCCL INFO Channel 00 : 1[1] -> 0[0] via SHM/direct/direct",
             "SHM/direct/direct",
         ),
+        (
+            "h:1:9 [0] NCCL INFO Channel 00/0 : 9[1] -> 0[0] [receive] via NET/AWS Libfabric/0"
+            "/GDRDMA comm 0x1 nRanks 16",
+            "NET/AWS Libfabric/GDRDMA",
+        ),
+        (
+            "h:1:9 [1] NCCL INFO Channel 00/0 : 1[b000] -> 0[a000] via P2P/direct pointer",
+            "P2P/direct pointer",
+        ),
         ("h:1:9 [0] NCCL INFO Connected NVLS tree", "NVLS"),
     ],
 )
@@ -159,3 +181,22 @@ h:1:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 2[1] via P2P/IPC
 h:1:9 [0] NCCL INFO Channel 01/0 : 0[0] -> 2[1] via P2P/IPC
 """
     assert transports(log) == ("P2P/IPC", "NET/Socket")
+
+
+def test_each_way_between_two_ranks_is_told_once() -> None:
+    log = """
+h:1:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/IB/0/GDRDMA
+h:1:9 [0] NCCL INFO Channel 01/0 : 0[0] -> 8[0] [send] via NET/IB/3/GDRDMA
+h:1:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM
+"""
+    assert links(log) == ((0, 8, "NET/IB/GDRDMA"), (0, 1, "P2P/CUMEM"))
+
+
+@pytest.mark.parametrize(
+    ("log", "via"),
+    [("nccl-p2p", "P2P/CUMEM"), ("nccl-shm", "SHM/direct/direct"), ("nccl-socket", "NET/Socket")],
+)
+def test_logs_of_two_h100(log: str, via: str) -> None:
+    text = (Path(__file__).parents[1] / f"data/gpu/h100x2/{log}.log").read_text()
+    assert transports(text) == (via,)
+    assert set(links(text)) <= {(0, 1, via), (1, 0, via)}
