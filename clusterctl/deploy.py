@@ -12,6 +12,8 @@ from typing import Any
 
 from clusterctl import deployments, enginepackage, keys, modelcheck
 from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
+from clusterctl.doctor.logs import diagnose_sources
+from clusterctl.doctor.logs.reading import Source
 from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
@@ -301,10 +303,14 @@ class _Following:
             return ClusterctlError(f"deployment {name} was stopped while it started")
         errors = earliest_errors(self._lines) or list(self._lines)[-3:] or ["it printed nothing"]
         lines = "\n".join(f"  {line}" for line in errors)
+        message = f"deployment {name} failed (exit code {state['exit_code']}):\n{lines}"
+        head, hint = self._start.head.name, None
+        log = Source(f"log of {name}", "\n".join(self._lines).encode(), head)
+        if (found := diagnose_sources([log])) and found[0].cause:
+            message += f"\ndiagnosis: {found[0].message} ({found[0].cause})"
+            hint = found[0].fix
         return ClusterctlError(
-            f"deployment {name} failed (exit code {state['exit_code']}):\n{lines}",
-            host=self._start.head.name,
-            hint=f"clusterctl logs --hosts {self._start.head.name} shows all of its log",
+            message, host=head, hint=hint or f"clusterctl logs --hosts {head} shows all of its log"
         )
 
     def _too_slow(self) -> NotReady:

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 All = Annotated[
     bool, typer.Option("--all", help="Show what is in order and what does not apply, too.")
 ]
+Logs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logs",
+        metavar="PATH",
+        help="Diagnose these logs instead: a file, a directory, or - ; may be given several times.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 1 for warnings and for what is not known, too.")
 ]
@@ -28,6 +36,7 @@ def doctor(
     cluster: ClusterName = None,
     head: Head = None,
     worker: Workers = None,
+    logs: Logs = None,
     strict: Strict = False,
     show_all: All = False,
     as_json: Json = False,
@@ -39,8 +48,23 @@ def doctor(
     \b
       clusterctl doctor
       clusterctl doctor --head gpu01 --worker gpu02 --json
+      clusterctl doctor --logs rank0.log --logs rank1.log
     """
     from clusterctl.doctor.check import exit_code
+
+    if logs:
+        from clusterctl.doctor.logs import diagnose
+
+        found: Sequence[Finding] = diagnose(logs)
+    else:
+        found = examined(config, cluster, head, worker)
+    show(found, show_all=show_all, as_json=as_json)
+    raise typer.Exit(exit_code(found, strict=strict))
+
+
+def examined(
+    config: ConfigFile, cluster: ClusterName, head: Head, worker: Workers
+) -> Sequence[Finding]:
     from clusterctl.examination import examine
     from clusterctl.session import Session
 
@@ -49,9 +73,7 @@ def doctor(
     except NoCluster:
         spec = this_machine()
     with Session.connect(spec, partial=True) as session:
-        found = examine(session)
-    show(found, show_all=show_all, as_json=as_json)
-    raise typer.Exit(exit_code(found, strict=strict))
+        return examine(session)
 
 
 def this_machine() -> ClusterSpec:

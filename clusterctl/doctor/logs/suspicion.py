@@ -1,0 +1,64 @@
+"""Lines that speak of a failure whose cause nobody has described yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from clusterctl.doctor.check import Evidence, Finding
+from clusterctl.doctor.logs.reading import Source, said
+
+SHOWN = 3
+LINE_CHARS = 300
+_FATAL = re.compile(
+    r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Failed|Interrupt)\b(?::|$)|^[\w. -]+: error:"
+    r"|^(?:FATAL|CRITICAL|Fatal|fatal)\b|Segmentation fault|core dumped|NCCL WARN|NVRM: Xid"
+    r"|^rank \d+: "
+)
+_ECHO = re.compile(
+    r"ActorDied|ActorHandleNotFound|EngineDead|EngineGenerateError|See (?:root cause|stack trace)"
+    r"|Engine core initialization failed|WorkerProc initialization failed|KeyboardInterrupt"
+    r"|CancelledError|SystemExit|leaked (?:semaphore|shared_memory)|RayTaskError\(|NotFoundError'"
+    r"|died unexpectedly|Executor failed|resource_tracker|GeneratorExit|BadRequest"
+)
+_WARNED = re.compile(r"\b(?:INFO|WARNING|DEBUG)\b")
+
+
+def unknown(sources: Sequence[Source], ready: Mapping[int, int]) -> list[Finding]:
+    """One finding with the first lines that look like a failure; none where none does."""
+    lines = [
+        found for order, one in enumerate(sources) for found in _lines(one, ready.get(order, 0))
+    ]
+    first = lines[:SHOWN]
+    if not first:
+        return []
+    source, number, text = first[0]
+    values = {f"line {n}": f"{s.name}:{at}: {t}" for n, (s, at, t) in enumerate(first, 1)}
+    said_so = "\n".join(f"  {s.name}:{at}: {t}" for s, at, t in first)
+    return [
+        Finding(
+            check=None,
+            cause=None,
+            host=source.host,
+            verdict="unknown",
+            message=f"the cause is not known; the most suspicious lines:\n{said_so}",
+            confidence=0.0,
+            evidence=Evidence(text, source.name, number),
+            values=values,
+        )
+    ]
+
+
+def _lines(source: Source, after: int) -> Iterator[tuple[Source, int, str]]:
+    seen: set[str] = set()
+    for block in source.blocks():
+        own = block.lines[: block.data.count(b"\n") + (not block.data.endswith(b"\n"))]
+        for number, line in enumerate(own, block.number):
+            text = said(line)[:LINE_CHARS].strip()
+            if number <= after or text in seen or not _FATAL.search(text):
+                continue
+            if not _ECHO.search(text) and not _WARNED.search(line[:120]):
+                seen.add(text)
+                yield source, number, text
+            if len(seen) == SHOWN:
+                return
