@@ -1,4 +1,4 @@
-"""`python -m engine serve MODEL ...`"""
+"""`python -m engine serve|bench|chat MODEL ...`"""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from engine.bench import add_bench_flags, bench
+from engine.chat import add_chat_flags, chat
+from engine.config import EngineConfig
 from engine.core import EngineDead
 from engine.executor.base import RankFailed
 from engine.executor.placement import PlacementError
-from engine.server.flags import add_serve_flags, engine_config
+from engine.server.flags import add_engine_flags, add_serve_flags, engine_config
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = engine_config(arguments)
     except ValueError as error:
         parser.error(str(error))
-    from engine.server.serve import serve  # brings FastAPI
-
     try:
-        return serve(config, arguments)
+        return COMMANDS[arguments.command](config, arguments)
     except (ValueError, OSError, EngineDead, RankFailed, PlacementError) as error:
         logger.error("%s", error)
         return 1
@@ -34,11 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
+    from engine.server.serve import serve  # brings FastAPI
+
+    return serve(config, arguments)
+
+
+COMMANDS = {"serve": _serve, "bench": bench, "chat": chat}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="answer OpenAI's API over HTTP", allow_abbrev=False)
     add_serve_flags(serve)
+    for name, help_, add_own in (
+        ("bench", "measure tokens a second", add_bench_flags),
+        ("chat", "talk to the model in this terminal", add_chat_flags),
+    ):
+        one = commands.add_parser(name, help=help_, allow_abbrev=False)
+        add_own(one)
+        add_engine_flags(one)
     return parser
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -27,10 +27,24 @@ class LLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.config = EngineConfig(model=model, **options)
-        self.tokenizer = Tokenizer(checkpoint_directory(model))
-        self._core = EngineCore(self.config)
+        self._start(EngineConfig(model=model, **options))
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> LLM:
+        """The same, of a config that exists already."""
+        llm = cls.__new__(cls)
+        llm._start(config)
+        return llm
+
+    def _start(self, config: EngineConfig) -> None:
+        self.config = config
+        self.tokenizer = Tokenizer(checkpoint_directory(config.model))
+        self._core = EngineCore(config)
         self._numbers = itertools.count()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._core.shape.vocab_size
 
     def __enter__(self) -> LLM:
         return self
@@ -42,19 +56,22 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """One output a prompt, in order. A prompt is text or token ids; one for all or one each
-        of `sampling_params`.
+        of `sampling_params`. On a terminal a progress bar counts the prompts that are done.
 
         Raises ValueError for a prompt that cannot run (then none has), EngineDead when a rank
         fails.
         """
-        return [job.result() for job in self._run_all(prompts, sampling_params)]
+        return [job.result() for job in self._run_all(prompts, sampling_params, use_tqdm)]
 
     def _run_all(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
     ) -> list[_Job]:
         batch = _as_batch(prompts)
         jobs = [
@@ -65,7 +82,8 @@ class LLM:
         try:
             for sample in samples.values():
                 self._core.add(sample.request)
-            self._run(samples)
+            with _bar(len(samples), use_tqdm) as bar:
+                self._run(samples, bar.update)
         finally:
             self._core.abort(samples)
         return jobs
@@ -74,19 +92,37 @@ class LLM:
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """`generate` for conversations, by the model's chat template: one, or a list of them."""
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
         prompts = [self.tokenizer.encode_chat(conversation) for conversation in conversations]
-        return self.generate(prompts, sampling_params)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Iterator[str]:
+        """The text of one answer (n=1) as it comes. Closing the iterator ends the answer."""
+        (sample,) = self._job(prompt, sampling_params).samples
+        request_id = sample.request.request_id
+        self._core.add(sample.request)
+        try:
+            while not sample.ended:
+                for output in self._core.step():
+                    yield sample.feed(output).text
+        finally:
+            self._core.abort([request_id])
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last"
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "last",
+        *,
+        use_tqdm: bool = True,
     ) -> list[EmbeddingOutput]:
         """The prompts' embeddings: the final hidden state of the last token, or their mean."""
         params = SamplingParams(max_tokens=1, temperature=0, pooling=pooling)
-        jobs = self._run_all(prompts, params)
+        jobs = self._run_all(prompts, params, use_tqdm)
         return [job.samples[0].embedded() for job in jobs]
 
     def shutdown(self) -> None:
@@ -99,13 +135,21 @@ class LLM:
         request_id = str(next(self._numbers))
         return _Job(text, make_samples(request_id, ids, params, self.tokenizer))
 
-    def _run(self, samples: Mapping[str, Sample]) -> None:
+    def _run(self, samples: Mapping[str, Sample], done: Callable[[], Any]) -> None:
         while self._core.has_work:
             for output in self._core.step():
                 sample = samples[output.request_id]
                 sample.feed(output)
-                if sample.ended and output.finish_reason is None:
+                if sample.ended:
+                    done()
                     self._core.abort([output.request_id])
+
+
+def _bar(total: int, wanted: bool) -> Any:
+    from tqdm import tqdm  # transformers brings it
+
+    # disable=None: where stderr is no terminal
+    return tqdm(total=total, unit="req", desc="Generating", disable=None if wanted else True)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp"}
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint directory or Hugging Face id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one")
     parser.add_argument(
@@ -71,6 +70,12 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
         choices=get_args(ToolFormat),
         help="how the model writes calls of tools; unset: as its chat template shows",
     )
+    add_engine_flags(parser)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """The model, and a flag for each field of EngineConfig."""
+    parser.add_argument("model", help="checkpoint directory or Hugging Face id")
     hints = get_type_hints(EngineConfig)
     for one in fields(EngineConfig):
         if one.default is not MISSING:
