@@ -15,7 +15,7 @@ class EngineConfig:
     `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
     `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
     `distributed_executor_backend` None: "inproc" for one rank, "mp" otherwise.
-    `max_queued_requests` None: any number may wait.
+    `max_queued_requests` None: any number may wait. `async_scheduling` None: on CUDA.
     `start_timeout_s` is how long the ranks may take to come up, before any weight is read;
     `step_timeout_s` how long one step may take before the slowest rank counts as hung.
     """
@@ -34,6 +34,8 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     max_queued_requests: int | None = None
+    enable_prefix_caching: bool = True
+    async_scheduling: bool | None = None
     seed: int = 0
     step_timeout_s: float = 300.0
     start_timeout_s: float = 300.0

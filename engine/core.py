@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.executor import start_executor
-from engine.executor.base import RUNNER, Executor, RankFailed
+from engine.executor.base import RUNNER, Answers, Executor, RankFailed
 from engine.kv_cache import KVCache
 from engine.request import Output, Request
 from engine.scheduler import Scheduler
@@ -19,6 +20,8 @@ from engine.shapes import ModelShape, read_shape
 from engine.step import StepResult
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class EngineDead(RuntimeError):
@@ -51,6 +54,7 @@ class EngineCore:
         self.shape.check_split(config.tensor_parallel_size, config.pipeline_parallel_size)
         self.max_model_len = _max_model_len(config, self.shape)
         self.dead: EngineDead | None = None
+        self._in_flight: deque[Answers] = deque()
         self._executor = start_executor(config, self.shape, runner)
         try:
             self._scheduler = self._load()
@@ -60,7 +64,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or bool(self._in_flight)
 
     def add(self, request: Request) -> None:
         """Raises ValueError when it can never run, QueueFull when it cannot now, EngineDead when
@@ -77,12 +81,15 @@ class EngineCore:
         return [output for output in ended if output is not None]
 
     def step(self) -> list[Output]:
-        """Compute the next step. Raises EngineDead when a rank fails."""
+        """Start as many steps as may be in flight, and take over the oldest of them. Raises
+        EngineDead when a rank fails."""
         self._check_alive()
-        step = self._scheduler.schedule()
-        if step is None:
+        while len(self._in_flight) < self._depth and (step := self._scheduler.schedule()):
+            self._in_flight.append(self._guarded(self._executor.submit, "execute", step))
+        if not self._in_flight:
             return []
-        answers = self._collective("execute", step)
+        oldest = self._in_flight.popleft()
+        answers = self._guarded(oldest.result, self.config.step_timeout_s)
         result: StepResult = answers[-self.config.tensor_parallel_size]  # last stage, tp rank 0
         return self._scheduler.commit(result)
 
@@ -103,19 +110,21 @@ class EngineCore:
         """End the ranks. Idempotent."""
         self._executor.shutdown()
 
-    def _collective(self, method: str, *args: Any) -> list[Any]:
+    def _guarded(self, call: Callable[..., Result], *args: Any) -> Result:
         try:
-            return self._executor.collective(method, *args, timeout=self.config.step_timeout_s)
+            return call(*args)
         except RankFailed as failure:
             raise self._die(failure) from failure
         except BaseException:
             # Ctrl-C: the late answers of this step would be taken for the next one's.
             self.dead = EngineDead("it was interrupted in the middle of a step")
+            self._in_flight.clear()
             self._executor.shutdown()
             raise
 
     def _die(self, failure: RankFailed) -> EngineDead:
         self.dead = EngineDead(str(failure))
+        self._in_flight.clear()
         return self.dead
 
     def _check_alive(self) -> None:
@@ -133,17 +142,32 @@ class EngineCore:
         self._executor.collective("load_weights")
         logger.info("Loading weights took %.1f s", time.monotonic() - began)
         num_blocks = self._kv_blocks()
+        lookahead, self._depth = self._overlap()
         scheduler = Scheduler(
-            KVCache(num_blocks, self.config.block_size),
+            KVCache(num_blocks, self.config.block_size, self.config.enable_prefix_caching),
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             max_model_len=self.max_model_len,
             eos_token_ids=self.shape.eos_token_ids,
+            lookahead=lookahead,
+            microbatches=self.config.pipeline_parallel_size,
             max_queued=self.config.max_queued_requests,
         )
         self._executor.collective("allocate_kv", num_blocks)
         self._report(num_blocks)
         return scheduler
+
+    def _overlap(self) -> tuple[bool, int]:
+        """Whether tokens are computed before the one they follow is known here, and how many
+        steps are in flight: one a stage of a pipeline, else one that runs and one that follows.
+
+        Only the last stage knows what was sampled, so that a pipeline cannot look ahead.
+        """
+        if self.config.pipeline_parallel_size > 1:
+            return False, self.config.pipeline_parallel_size
+        wanted = self.config.async_scheduling
+        ahead = self._executor.devices[0] != "cpu" if wanted is None else wanted
+        return ahead, 2 if ahead else 1
 
     def _kv_blocks(self) -> int:
         """The minimum over the ranks: block numbers mean the same on each of them."""

@@ -13,22 +13,42 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(eq=False)
 class Request:
-    """`prompt + output` are its tokens; the first `num_computed` of them are in the KV cache.
+    """`prompt + output` are its tokens. `priority`: lower comes first, as in vLLM.
 
-    `in_flight` is the number of tokens that a step not yet committed is computing. An aborted
-    request with tokens in flight keeps its blocks until that step is committed. `introduced`: the
-    ranks know of it (step.Introduction).
+    The scheduler's account: the first `num_computed` tokens are in the KV cache; with the steps
+    that are not yet committed, `in_flight` of them, it will be `num_scheduled`, and `num_pending`
+    more tokens will have been sampled. An aborted request in flight keeps its blocks until the
+    last of these steps is committed. `introduced`: the ranks know of it (step.Introduction).
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    priority: int = 0
     output_token_ids: list[int] = field(default_factory=list)
+    arrival: int = 0
     num_computed: int = 0
+    num_scheduled: int = 0
+    num_pending: int = 0
     in_flight: int = 0
+    num_cached: int = 0  # of its tokens, how many another request had computed
+    evicted: bool = False  # to be preempted as soon as no step has it
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     introduced: bool = False
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.priority, self.arrival
+
+    @property
+    def behind(self) -> int:
+        """Tokens that are neither in the KV cache nor on the way."""
+        return self.num_tokens + self.num_pending - self.num_scheduled
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.output_token_ids) + self.num_pending
 
     @property
     def num_tokens(self) -> int:

@@ -19,7 +19,7 @@ from engine.memory import cpu_kv_bytes, cuda_kv_bytes
 from engine.models import build_model
 from engine.parallel import ParallelContext
 from engine.shapes import ModelShape, stage_layers
-from engine.step import ScheduledRequest, Step, StepResult
+from engine.step import PENDING, ScheduledRequest, Step, StepResult
 from engine.weights import load_weights
 
 
@@ -43,6 +43,7 @@ class Runner:
         self.dtype = getattr(torch, shape.dtype if config.dtype == "auto" else config.dtype)
         self.model = build_model(Build(parallel.tp, parallel.device, self.dtype), shape, layers)
         self.sampler = Sampler(config.seed)
+        self._sampled: dict[str, int] = {}  # the last token of each request
         grammars = Grammars(config.model, shape.vocab_size, shape.eos_token_ids)
         self.special = SpecialRequests(shape.eos_token_ids, grammars)
         self.layout = KVLayout(
@@ -72,12 +73,15 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult | None:
-        """One step. The result on the one rank that samples (last stage, tp rank 0), else None."""
+        """One step. The result on the last stage's first rank, else None."""
+        for request_id in step.ended:
+            self._sampled.pop(request_id, None)
         hidden = self._stage(step)
         if not self.parallel.is_last_stage:
             self.parallel.pp.send(hidden, self.parallel.pp.rank + 1)
             return None
-        return self._sample(step, hidden)
+        result = self._sample(step, hidden)
+        return result if self.parallel.tp.rank == 0 else None
 
     def ping(self) -> int:
         """The rank, as a sign of life."""
@@ -93,14 +97,15 @@ class Runner:
 
     def _entering(self, step: Step) -> torch.Tensor:
         """What this stage begins with: embedded tokens, or the stage before's hidden states."""
-        token_ids = [token for request in step.requests for token in request.token_ids]
+        token_ids = [token for request in step.requests for token in self._known_ids(request)]
         if self.parallel.is_first_stage:
             return self.model.embed(self._ids(token_ids))
         size = (len(token_ids), self.shape.hidden_size)
         return self.parallel.pp.receive(size, self.dtype, self.parallel.pp.rank - 1)
 
-    def _sample(self, step: Step, hidden: torch.Tensor) -> StepResult | None:
-        """Every tp rank computes its part of the logits; rank 0 alone chooses."""
+    def _sample(self, step: Step, hidden: torch.Tensor) -> StepResult:
+        """Every tp rank computes its part of the logits and has all of them, so that all choose
+        the same, by the same seeds: each then has what the next step may build on."""
         self.special.begin(step)
         self.special.read_prompts(
             step,
@@ -109,15 +114,20 @@ class Runner:
         )
         requests, rows = _sampled_rows(step)
         logits = self.model.logits(hidden[self._ids(rows)]) if requests else None
-        if self.parallel.tp.rank != 0:
-            return None
         if logits is None:
             return StepResult(step.step_id, {})
         names = [request.request_id for request in requests]
         self.special.adjust(logits, names)
         ids = self.sampler(logits, requests)
+        self._sampled.update(zip(names, ids, strict=True))
         details = self.special.details(names, ids)
         return StepResult(step.step_id, dict(zip(names, ids, strict=True)), details)
+
+    def _known_ids(self, request: ScheduledRequest) -> tuple[int, ...]:
+        """Its tokens of this step. The one that the driver has not seen was sampled here."""
+        if request.token_ids[-1] != PENDING:
+            return request.token_ids
+        return (*request.token_ids[:-1], self._sampled[request.request_id])
 
     def _ids(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, device=self.parallel.device)

@@ -2,30 +2,52 @@
 
 There is no prefill phase and no decode phase: every request has tokens that are not yet in the KV
 cache, and a step brings each of them closer, within one budget of tokens. Running requests come
-first, in order of arrival; then the waiting ones. When blocks run out the newest running request
-gives all of its blocks back and starts again later (recompute).
+first, in order of arrival; then the waiting ones, by priority and arrival. When blocks run out the
+running request that is last in that order gives all of its blocks back and starts again later
+(recompute).
+
+Several steps may be in flight. With `lookahead` a request's next token is computed before the one
+it follows is known here: the ranks have it (step.PENDING). That a request has ended is then seen
+one step late, and the token computed meanwhile is dropped.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from operator import attrgetter
+from typing import NamedTuple
 
 from engine.kv_cache import KVCache
 from engine.request import Output, Request
-from engine.step import Details, Introduction, ScheduledRequest, Step, StepResult
+from engine.step import PENDING, Details, Introduction, ScheduledRequest, Step, StepResult
+
+# A prompt that others wait behind gets half of what is left of the budget, but no less than this:
+# smaller pieces cost more than they spare the others.
+SMALLEST_SHARE = 256
+
+_order = attrgetter("order")
 
 
 class QueueFull(RuntimeError):
-    """Too many requests wait already: this one may be sent again later."""
+    """As many requests wait as may: come back later."""
+
+
+class Share(NamedTuple):
+    """What a step computes of a request: `size` tokens, and with `sample` its next one."""
+
+    request: Request
+    size: int
+    sample: bool
 
 
 class Scheduler:
-    """`schedule()` makes a Step, `commit(result)` takes what the ranks answered.
+    """`schedule()` makes a Step, `commit(result)` takes what the ranks answered, in that order.
 
-    A request is part of at most one uncommitted step, so several steps may be in flight. Raises
-    ValueError when a request of `max_model_len` tokens could never fit into the KV cache.
+    `microbatches` is how many steps are in flight at once in a pipeline: each then takes its part
+    of the decoding requests, so that no stage is idle. `max_queued` None: any number may wait.
+    Raises ValueError when a request of `max_model_len` tokens could never fit into the KV cache.
     """
 
     def __init__(
@@ -36,6 +58,8 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         eos_token_ids: Iterable[int] = (),
+        lookahead: bool = False,
+        microbatches: int = 1,
         max_queued: int | None = None,
     ) -> None:
         if kv_cache.num_tokens < max_model_len:
@@ -47,14 +71,18 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
-        self.eos_token_ids = frozenset(eos_token_ids)
         self.max_queued = max_queued
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.num_preempted = 0
+        self._lookahead = lookahead
+        self._microbatches = microbatches
         self._requests: dict[str, Request] = {}
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []  # sorted by Request.order
         self._running: dict[str, Request] = {}
-        self._uncommitted: dict[int, list[Request]] = {}
+        self._uncommitted: dict[int, list[Share]] = {}
+        self._ended: list[str] = []  # the ranks still hold rows for these
+        self._arrivals = 0
         self._next_step_id = 0
-        self._ended: list[str] = []  # what the ranks are still to forget
 
     @property
     def num_waiting(self) -> int:
@@ -90,142 +118,208 @@ class Scheduler:
             raise QueueFull(f"{len(self._waiting)} requests are waiting already")
         if request.sampling.max_tokens is None:
             request.sampling = replace(request.sampling, max_tokens=room)
+        request.arrival = self._arrivals
+        self._arrivals += 1
         self._requests[request.request_id] = request
-        self._waiting.append(request)
+        insort(self._waiting, request, key=_order)
 
     def abort(self, request_id: str) -> Output | None:
         """End a request now, whatever it is doing. None when it has already ended."""
-        request = self._requests.pop(request_id, None)
+        request = self._requests.get(request_id)
         if request is None:
             return None
         request.finish_reason = "abort"
-        if self._running.pop(request_id, None) is None:
+        if request_id not in self._running:
             self._waiting.remove(request)
-        if not request.in_flight:
-            self.kv_cache.release(request_id)
-        self._forget(request)
+        self._finish(request)
         return Output(request_id, None, "abort")
 
     def schedule(self) -> Step | None:
         """The next step; None when nothing can be computed before another step is committed."""
-        batch: list[Request] = []
-        budget = self._schedule_running(batch, self.max_num_batched_tokens)
-        self._schedule_waiting(batch, budget)
-        if not batch:
+        shares: list[Share] = []
+        left, starved = self._schedule_decodes(shares, self.max_num_batched_tokens)
+        self._schedule_prefills(shares, left, admit=not starved)
+        if not shares:
             return None
-        parts = tuple(self._part(request) for request in batch)
-        step = Step(self._next_step_id, parts, self._introduce(batch), tuple(self._ended))
+        shares.sort(key=lambda share: share.size > 1)  # stable: single tokens first
+        parts = tuple(map(self._part, shares))
+        step = Step(self._next_step_id, parts, _introductions(shares), tuple(self._ended))
         self._ended.clear()
         self._next_step_id += 1
-        self._uncommitted[step.step_id] = batch
+        self._uncommitted[step.step_id] = shares
         return step
 
     def commit(self, result: StepResult) -> list[Output]:
-        """Take over what a step computed. Requests that ended give their blocks back here."""
+        """Take over what a step computed. Requests that ended give their blocks back when no
+        other step has them."""
         outputs = []
-        for request in self._uncommitted.pop(result.step_id):
-            request.num_computed += request.in_flight
-            request.in_flight = 0
-            if request.finish_reason is not None:  # aborted while the step was running
-                self.kv_cache.release(request.request_id)
-            elif request.num_computed == request.num_tokens:
+        for request, count, sample in self._uncommitted.pop(result.step_id):
+            request.in_flight -= 1
+            request.num_computed += count
+            request.num_pending -= sample
+            if request.finish_reason is not None:  # it ended while this step was running
+                self._release(request)
+                continue
+            if sample:
                 token_id = result.token_ids[request.request_id]
                 details = result.details.get(request.request_id)
                 outputs.append(self._append(request, token_id, details))
+            self._settle(request)
         return outputs
 
-    def _schedule_running(self, batch: list[Request], budget: int) -> int:
-        for request in list(self._running.values()):
-            if not budget:
-                break
-            idle = not request.in_flight and request.request_id in self._running
-            if idle and self._make_room(request):
-                budget -= self._take(request, batch, budget)
-        return budget
+    # Who gets what of the budget.
 
-    def _schedule_waiting(self, batch: list[Request], budget: int) -> None:
-        """Admit in order of arrival, and only what fits whole: a prompt admitted by its first
-        chunk alone would be preempted before its last."""
-        while budget and self._waiting and len(self._running) < self.max_num_seqs:
-            request = self._waiting[0]
-            if not self.kv_cache.grow(request.request_id, request.num_tokens):
-                return
-            self._running[request.request_id] = self._waiting.popleft()
-            budget -= self._take(request, batch, budget)
+    def _schedule_decodes(self, shares: list[Share], budget: int) -> tuple[int, bool]:
+        """One token each for requests that need just one. The budget that is left, and whether
+        blocks ran out."""
+        seats = min(budget, -(-len(self._running) // self._microbatches))
+        starved = False
+        for request in list(self._running.values()):
+            if not seats:
+                break
+            here = request.request_id in self._running  # else preempted a moment ago
+            if not here or request.behind != 1 or not self._is_ready(request):
+                continue
+            if self._make_room(request):
+                self._take(shares, request, 1)
+                seats -= 1
+                budget -= 1
+            else:
+                starved = True
+        return budget, starved
+
+    def _schedule_prefills(self, shares: list[Share], left: int, admit: bool) -> None:
+        """Prompts, the running ones first. Each leaves half of the rest to those behind it; what
+        they do not need goes to the first again."""
+        wanted: list[tuple[Request, int]] = []
+        for request, is_last in _with_last(self._prefills(admit)):
+            if not left:
+                break
+            limit = left if is_last else max(left // 2, min(left, SMALLEST_SHARE))
+            if request.request_id not in self._running and not self._admit(request):
+                break
+            count = min(request.behind, limit)
+            wanted.append((request, count))
+            left -= count
+        for request, count in wanted:
+            more = min(request.behind - count, left)
+            left -= more
+            self._take(shares, request, count + more)
+
+    def _prefills(self, admit: bool) -> Iterator[Request]:
+        for request in list(self._running.values()):
+            if request.behind > 1 and self._is_ready(request):
+                yield request
+        if admit:
+            seats = self.max_num_seqs - len(self._running)
+            yield from self._waiting[: max(seats, 0)]
+
+    def _is_ready(self, request: Request) -> bool:
+        """Whether its next token is known, here or on the ranks, and wanted."""
+        if request.evicted or request.num_sampled == request.sampling.max_tokens:
+            return False
+        ahead = self._lookahead and not request.sampling.special
+        return ahead or not request.num_pending
+
+    def _admit(self, request: Request) -> bool:
+        """Only what fits whole: a prompt admitted by its first chunk alone would be preempted
+        before its last."""
+        name = request.request_id
+        whole = request.sampling.reads_whole_prompt
+        cached = 0 if whole else self.kv_cache.reuse(name, request.tokens, request.num_tokens)
+        if not self.kv_cache.grow(name, request.num_tokens):
+            self.kv_cache.release(name)
+            return False
+        request.num_computed = request.num_scheduled = request.num_cached = cached
+        self._waiting.remove(request)
+        self._running[name] = request
+        return True
 
     def _make_room(self, request: Request) -> bool:
-        """Blocks for all of the request's tokens, taken from the newest when the pool is empty.
+        """A block for the request's next token, taken from the last in order when the pool is
+        empty.
 
-        False when it was the newest itself that had to go, or when the newest is in a step that
-        is not yet committed: its blocks are being written and come back no earlier than that.
+        False when it was the last itself that had to go, or when the last is in a step that is
+        not yet committed: its blocks are being written and come back no earlier than that.
         """
-        while not self.kv_cache.grow(request.request_id, request.num_tokens):
-            newest = next(reversed(self._running.values()))
-            if newest.in_flight:
+        while not self.kv_cache.grow(request.request_id, request.num_scheduled + 1):
+            last = max(self._running.values(), key=_order)
+            if last.in_flight:
+                last.evicted = True
                 return False
-            self._preempt(newest)
-            if newest is request:
+            self._preempt(last)
+            if last is request:
                 return False
         return True
 
-    def _preempt(self, request: Request) -> None:
-        self.kv_cache.release(request.request_id)
-        request.num_computed = 0
-        request.introduced = False
-        del self._running[request.request_id]
-        self._waiting.appendleft(request)
+    def _take(self, shares: list[Share], request: Request, count: int) -> None:
+        sample = count == request.behind
+        request.num_scheduled += count
+        request.num_pending += sample
+        request.in_flight += 1
+        shares.append(Share(request, count, sample))
 
-    def _take(self, request: Request, batch: list[Request], budget: int) -> int:
-        request.in_flight = min(request.num_tokens - request.num_computed, budget)
-        batch.append(request)
-        return request.in_flight
-
-    def _part(self, request: Request) -> ScheduledRequest:
-        start = request.num_computed
-        stop = start + request.in_flight
-        blocks = self.kv_cache.blocks(request.request_id)
+    def _part(self, share: Share) -> ScheduledRequest:
+        request, count, sample = share
+        start = request.num_scheduled - count
+        used = self.kv_cache.blocks_for(request.num_scheduled)
         return ScheduledRequest(
             request_id=request.request_id,
-            token_ids=request.tokens(start, stop),
+            token_ids=_token_ids(request, start, request.num_scheduled),
             start=start,
-            blocks=blocks[: self.kv_cache.blocks_for(stop)],
-            sample=stop == request.num_tokens,
+            blocks=self.kv_cache.blocks(request.request_id, used),
+            sample=sample,
             sampling=request.sampling,
-            num_generated=len(request.output_token_ids),
+            num_generated=request.num_sampled - sample,
         )
 
-    def _introduce(self, batch: list[Request]) -> tuple[Introduction, ...]:
-        new = [request for request in batch if not request.introduced]
-        for request in new:
-            request.introduced = True
-        return tuple(request.introduction() for request in new if request.sampling.special)
-
-    def _forget(self, request: Request) -> None:
-        if request.sampling.special:
-            self._ended.append(request.request_id)
+    # How things end.
 
     def _append(self, request: Request, token_id: int, details: Details | None) -> Output:
         request.output_token_ids.append(token_id)
         may_stop = len(request.output_token_ids) > request.sampling.min_tokens
-        if may_stop and token_id in self._stop_ids(request):
+        if may_stop and self._stops(request, token_id):
             request.finish_reason, request.stop_token_id = "stop", token_id
         elif len(request.output_token_ids) == request.sampling.max_tokens:
             request.finish_reason = "length"
-        if request.finish_reason is not None:
-            self._finish(request)
         return Output(
             request.request_id, token_id, request.finish_reason, request.stop_token_id, details
         )
 
-    def _finish(self, request: Request) -> None:
-        self.kv_cache.release(request.request_id)
-        del self._running[request.request_id]
-        del self._requests[request.request_id]
-        self._forget(request)
+    def _settle(self, request: Request) -> None:
+        """What it computed may be shared from now on; and it goes, if it has to."""
+        self.kv_cache.publish(request.request_id, request.tokens, request.num_computed)
+        if request.finish_reason is not None:
+            self._finish(request)
+        elif request.evicted and not request.in_flight:
+            self._preempt(request)
 
-    def _stop_ids(self, request: Request) -> frozenset[int]:
-        own = frozenset(request.sampling.stop_token_ids)
-        return own if request.sampling.ignore_eos else own | self.eos_token_ids
+    def _finish(self, request: Request) -> None:
+        self._running.pop(request.request_id, None)
+        del self._requests[request.request_id]
+        self._release(request)
+
+    def _preempt(self, request: Request) -> None:
+        self.num_preempted += 1
+        del self._running[request.request_id]
+        self._release(request)
+        request.num_computed = request.num_scheduled = 0
+        request.evicted = False
+        insort(self._waiting, request, key=_order)
+
+    def _release(self, request: Request) -> None:
+        """Give its blocks back and let the ranks forget it, unless a step still has it."""
+        if request.in_flight:
+            return
+        self.kv_cache.release(request.request_id)
+        if request.introduced:
+            self._ended.append(request.request_id)
+        request.introduced = False
+
+    def _stops(self, request: Request, token_id: int) -> bool:
+        if token_id in request.sampling.stop_token_ids:
+            return True
+        return token_id in self.eos_token_ids and not request.sampling.ignore_eos
 
     def _too_long(self, request: Request) -> str:
         wanted = request.sampling.max_tokens
@@ -234,3 +328,26 @@ class Scheduler:
             f"the prompt has {len(request.prompt_token_ids)} tokens{answer}: this model's maximum "
             f"context length, prompt and answer together, is {self.max_model_len} tokens"
         )
+
+
+def _introductions(shares: Iterable[Share]) -> tuple[Introduction, ...]:
+    new = [share.request for share in shares if not share.request.introduced]
+    for request in new:
+        request.introduced = True
+    return tuple(request.introduction() for request in new if request.sampling.special)
+
+
+def _token_ids(request: Request, start: int, stop: int) -> tuple[int, ...]:
+    """The tokens at positions `start .. stop-1`; the last may be known to the ranks alone."""
+    known = request.tokens(start, min(stop, request.num_tokens))
+    return known if len(known) == stop - start else (*known, PENDING)
+
+
+def _with_last(requests: Iterable[Request]) -> Iterator[tuple[Request, bool]]:
+    """Each with whether it is the last one."""
+    ahead = iter(requests)
+    current = next(ahead, None)
+    while current is not None:
+        following = next(ahead, None)
+        yield current, following is None
+        current = following

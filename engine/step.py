@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.sampling_params import SamplingParams
 
+PENDING = -1
+"""In `token_ids`: the token that the step before sampled for this request. The ranks have it; the
+driver has not seen it yet."""
 
-@dataclass(frozen=True)
-class ScheduledRequest:
+
+class ScheduledRequest(NamedTuple):
     """One request's share of a step.
 
     `token_ids` are the tokens to compute now, at positions `start .. start+len-1`; `blocks` are
@@ -38,8 +43,8 @@ class Introduction:
 
 @dataclass(frozen=True)
 class Step:
-    """`introduced` and `ended` concern requests with `special` sampling alone: what the ranks have
-    to remember from now on, and to forget."""
+    """Single tokens come first, then what is longer. `introduced` are requests with `special`
+    sampling, which the ranks have to remember from now on; `ended` is whatever they may forget."""
 
     step_id: int
     requests: tuple[ScheduledRequest, ...]
@@ -78,3 +83,10 @@ class StepResult:
     step_id: int
     token_ids: dict[str, int]
     details: dict[str, Details] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A result that the device is still computing; `wait` blocks until it is there."""
+
+    wait: Callable[[], StepResult]

@@ -1,4 +1,4 @@
-"""One verb and its carriers: `collective` calls a method on the Runner of every rank."""
+"""One verb and its carriers: call a method on the Runner of every rank, now or ahead."""
 
 from __future__ import annotations
 
@@ -17,18 +17,31 @@ class RankFailed(RuntimeError):
         self.rank = rank
 
 
+class Answers(Protocol):
+    """What all ranks answer to one call."""
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """The results in rank order; a step.Deferred is waited for.
+
+        Raises RankFailed for the first rank that died, raised, or did not answer in `timeout`
+        seconds. After that the executor is dead and every call raises the same.
+        """
+        ...
+
+
 class Executor(Protocol):
     """world_size ranks, each holding one engine.runner.Runner. Rank = pp_rank * tp + tp_rank."""
 
     world_size: int
     devices: tuple[str, ...]  # of each rank, as torch names them: "cpu", "cuda:0"
 
-    def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
-        """Call `method(*args)` on every rank at once; the results in rank order.
+    def submit(self, method: str, *args: Any) -> Answers:
+        """Call `method(*args)` on every rank and do not wait. Every rank obeys in the order of
+        the calls, and the results must be asked for in that order. Raises RankFailed."""
+        ...
 
-        Raises RankFailed for the first rank that died, raised, or did not answer in `timeout`
-        seconds. After that the executor is dead and every call raises the same.
-        """
+    def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        """`submit`, and the `result` of it."""
         ...
 
     def check_health(self) -> None:

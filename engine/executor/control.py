@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -46,6 +48,7 @@ class ControlledExecutor:
         self._carrier = carrier
         self._connections: dict[int, Connection] = {}
         self._failure: RankFailed | None = None
+        self._unanswered: deque[ControlAnswers] = deque()
         try:
             joined = self._join(door, time.monotonic() + timeout_s)
             meet = joined[0].host, joined[0].port
@@ -56,11 +59,26 @@ class ControlledExecutor:
         finally:
             door.close()
 
-    def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+    def submit(self, method: str, *args: Any) -> ControlAnswers:
         self.check_health()
         try:
             self._send(Call(method, args))
-            return self._receive(method, timeout)
+        except RankFailed as failure:
+            self._fail(failure)
+            raise
+        self._unanswered.append(ControlAnswers(self, method))
+        return self._unanswered[-1]
+
+    def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        return self.submit(method, *args).result(timeout)
+
+    def receive(self, answers: ControlAnswers, timeout: float | None) -> list[Any]:
+        """What all ranks answer to the oldest call, which must be that of `answers`."""
+        if self._failure is not None:
+            raise self._failure
+        assert answers is self._unanswered.popleft()
+        try:
+            return self._receive(answers.method, timeout)
         except RankFailed as failure:
             self._fail(failure)
             raise
@@ -128,6 +146,15 @@ class ControlledExecutor:
         self._carrier.end(grace_s)
         for connection in self._connections.values():
             connection.close()
+
+
+@dataclass(frozen=True, eq=False)
+class ControlAnswers:
+    executor: ControlledExecutor
+    method: str
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        return self.executor.receive(self, timeout)
 
 
 def _collect(

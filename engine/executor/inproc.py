@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.config import EngineConfig
 from engine.executor.base import RUNNER, RankFailed
 from engine.executor.worker import load_runner
 from engine.shapes import ModelShape
+from engine.step import Deferred
 
 # After one rank failed the others are woken; this long they may take to say why.
 SETTLE_S = 1.0
@@ -35,16 +37,15 @@ class InprocExecutor:
         self._carriers = [_carrier(self.world_size) for _ in range(self.world_size)]
         runner_class = load_runner(runner)
         self._runners: list[Any] = []
-        self._runners = self._run(
-            "start",
-            [_bind(runner_class, config, shape, context) for context in self._world.contexts],
-            config.start_timeout_s,
-        )
+        starts = [_bind(runner_class, config, shape, context) for context in self._world.contexts]
+        self._runners = self._call("start", starts).result(config.start_timeout_s)
+
+    def submit(self, method: str, *args: Any) -> ThreadAnswers:
+        self.check_health()
+        return self._call(method, [_bind(getattr(one, method), *args) for one in self._runners])
 
     def collective(self, method: str, *args: Any, timeout: float | None = None) -> list[Any]:
-        self.check_health()
-        calls = [_bind(getattr(runner, method), *args) for runner in self._runners]
-        return self._run(method, calls, timeout)
+        return self.submit(method, *args).result(timeout)
 
     def check_health(self) -> None:
         if self._failure is not None:
@@ -56,15 +57,14 @@ class InprocExecutor:
             carrier.close()
         self._runners = []
 
-    def _run(self, method: str, calls: list[Callable[[], Any]], timeout: float | None) -> list[Any]:
-        answers = [
-            carrier.submit(call) for carrier, call in zip(self._carriers, calls, strict=True)
-        ]
-        done, pending = wait(answers, timeout, return_when=FIRST_EXCEPTION)
-        if pending or any(answer.exception() for answer in done):
-            self._failure = self._blame(method, answers, timeout)
-            raise self._failure
-        return [answer.result() for answer in answers]
+    def _call(self, method: str, calls: list[Callable[[], Any]]) -> ThreadAnswers:
+        carried = zip(self._carriers, calls, strict=True)
+        return ThreadAnswers(self, method, [carrier.submit(call) for carrier, call in carried])
+
+    def fail(self, method: str, answers: list[Future[Any]], timeout: float | None) -> RankFailed:
+        """From now on every call raises what is returned here."""
+        self._failure = self._failure or self._blame(method, answers, timeout)
+        return self._failure
 
     def _blame(self, method: str, answers: list[Future[Any]], timeout: float | None) -> RankFailed:
         """The rank that failed by itself: the others only fail because they wait for it."""
@@ -79,6 +79,26 @@ class InprocExecutor:
         failure = RankFailed(rank, f"{type(errors[rank]).__name__}: {errors[rank]}")
         failure.__cause__ = errors[rank]
         return failure
+
+
+@dataclass(frozen=True)
+class ThreadAnswers:
+    executor: InprocExecutor
+    method: str
+    answers: list[Future[Any]]
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        done, pending = wait(self.answers, timeout, return_when=FIRST_EXCEPTION)
+        if pending or any(answer.exception() for answer in done):
+            raise self.executor.fail(self.method, self.answers, timeout)
+        late = [_resolve(Future(), _bind(_waited, answer.result())) for answer in self.answers]
+        if any(answer.exception() for answer in late):
+            raise self.executor.fail(self.method, late, timeout)
+        return [answer.result() for answer in late]
+
+
+def _waited(value: Any) -> Any:
+    return value.wait() if isinstance(value, Deferred) else value
 
 
 class _Caller:

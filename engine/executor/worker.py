@@ -14,14 +14,17 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
+from queue import SimpleQueue
 from typing import Any
 
 from engine import logs
 from engine.config import EngineConfig
 from engine.executor.wire import Address, Call, Joined, Reply, tune
 from engine.shapes import ModelShape
+from engine.step import Deferred
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +117,25 @@ def main() -> None:
 
 
 def _serve(connection: Connection, rank: Rank) -> None:
+    """Obey the calls in their order. A thread sends the answers: a step whose result the device
+    still computes must not keep the next one from being started."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+    sender = threading.Thread(target=_send_answers, args=(connection, answers), daemon=True)
+    sender.start()
     while (call := _next_call(connection)) is not None:
-        connection.send(_answer(rank, call))
+        answers.put(_answer(call.method, rank.call, call.method, call.args))
+    answers.put(None)
+    sender.join()
+
+
+def _send_answers(connection: Connection, answers: SimpleQueue[Any]) -> None:
+    while (reply := answers.get()) is not None:
+        if isinstance(reply.value, Deferred):
+            reply = _answer("execute", reply.value.wait)
+        try:
+            connection.send(reply)
+        except OSError:  # the driver is gone: _die_with_driver ends this process
+            return
 
 
 def _next_call(connection: Connection) -> Call | None:
@@ -127,11 +147,11 @@ def _next_call(connection: Connection) -> Call | None:
     return call
 
 
-def _answer(rank: Rank, call: Call) -> Reply:
+def _answer(method: str, call: Callable[..., Any], *args: Any) -> Reply:
     try:
-        return Reply(rank.call(call.method, call.args))
+        return Reply(call(*args))
     except Exception as error:  # whatever a rank raises is its answer
-        logger.exception("%s failed", call.method)
+        logger.exception("%s failed", method)
         return Reply(error=f"{type(error).__name__}: {error}")
 
 

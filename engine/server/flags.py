@@ -28,6 +28,8 @@ HELP = {
     "max_num_seqs": "requests that run at once",
     "max_num_batched_tokens": "tokens computed in one step",
     "max_queued_requests": "requests that may wait; more are refused (unset: any number)",
+    "enable_prefix_caching": "share the KV blocks of equal beginnings",
+    "async_scheduling": "prepare a step while the one before it runs; unset: on CUDA",
     "seed": "for requests that bring none",
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",
@@ -105,6 +107,8 @@ def _reading(hint: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is tuple:
         return {"type": numbers, "metavar": "N,N,..."}
     reader: Callable[[str], Any] = hint

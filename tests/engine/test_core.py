@@ -99,11 +99,20 @@ def test_an_interrupt_in_the_middle_of_a_step_ends_the_engine(
         raise KeyboardInterrupt
 
     core.add(request("a"))
-    monkeypatch.setattr(core._executor, "collective", interrupted)
+    monkeypatch.setattr(core._executor, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         core.step()
     with pytest.raises(EngineDead, match="interrupted in the middle of a step"):
         core.step()
+
+
+def test_steps_ahead_give_the_same_tokens_and_are_over_with_the_last(model: str) -> None:
+    core = EngineCore(config(model, async_scheduling=True), SCRIPTED)
+    core.add(request("a"))
+    core.add(request("b", max_tokens=1))
+    assert core.step() == [Output("a", 97), Output("b", 97, "length")]
+    assert run(core) == [Output("a", 98), Output("a", 99, "length")]
+    core.shutdown()
 
 
 def test_bug_ranks_compute_different_numbers_of_blocks(

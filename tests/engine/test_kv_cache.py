@@ -51,8 +51,8 @@ def test_a_full_block_needs_no_further_one(tokens: int, blocks: int) -> None:
 
 def test_check_sees_a_block_that_is_lost_or_owned_twice() -> None:
     lost, doubled = KVCache(2, 4), KVCache(2, 4)
-    lost._free.popleft()
-    doubled._free.append(0)
+    lost._free.popitem()
+    doubled._tables["a"] = [0]
     for cache in (lost, doubled):
         with pytest.raises(AssertionError, match="not conserved"):
             cache.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -91,3 +92,29 @@ def test_an_unknown_option_is_a_type_error() -> None:
 
 def test_nothing_is_generated_from_nothing(llm: LLM) -> None:
     assert llm.generate([]) == []
+
+
+@pytest.mark.parametrize("cut", [{}, {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_looking_ahead_and_sharing_prefixes_change_no_token(
+    checkpoint: MakeCheckpoint, cut: dict[str, int]
+) -> None:
+    """Sampled, with equal beginnings, and a cache so small that requests are preempted."""
+    model = str(checkpoint())
+    sampling = SamplingParams(temperature=0.8, seed=3, max_tokens=24, ignore_eos=True)
+    prompts = [[*range(5, 45), last] for last in range(60, 72)]
+    base: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    with LLM(model, enable_prefix_caching=False, **base) as llm:
+        expected = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, sampling)]
+    small = {
+        **base,
+        **cut,
+        "distributed_executor_backend": "inproc",
+        "kv_cache_memory_bytes": 20 * 16384 // max(cut.values(), default=1),
+        "max_model_len": 128,
+        "max_num_batched_tokens": 64,
+    }
+    with LLM(model, async_scheduling=True, **small) as llm:
+        for _ in range(2):
+            outputs = llm.generate(prompts, sampling)
+            assert [list(o.outputs[0].token_ids) for o in outputs] == expected
+        assert llm._core._scheduler.num_preempted > 0

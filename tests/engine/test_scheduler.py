@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from engine.kv_cache import KVCache
 from engine.request import Output, Request
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler
-from engine.step import ScheduledRequest, Step, StepResult
+from engine.scheduler import SMALLEST_SHARE, QueueFull, Scheduler
+from engine.step import PENDING, ScheduledRequest, Step, StepResult
 
 EOS = 1
 Model = Callable[[ScheduledRequest], int]
@@ -37,6 +37,7 @@ def make(
     max_num_seqs: int = 8,
     budget: int = 64,
     max_model_len: int = 32,
+    **more: Any,
 ) -> Scheduler:
     return Scheduler(
         KVCache(num_blocks, block_size),
@@ -44,12 +45,16 @@ def make(
         max_num_batched_tokens=budget,
         max_model_len=max_model_len,
         eos_token_ids=(EOS,),
+        **more,
     )
 
 
-def request(name: str, prompt: int, max_tokens: int | None = 4, **sampling: Any) -> Request:
+def request(
+    name: str, prompt: int, max_tokens: int | None = 4, *, begin: int = 100, **sampling: Any
+) -> Request:
+    """Prompts that `begin` alike are alike as far as they go."""
     params = SamplingParams(max_tokens=max_tokens, **sampling)
-    return Request(name, tuple(range(100, 100 + prompt)), params)
+    return Request(name, tuple(range(begin, begin + prompt)), params)
 
 
 def added(scheduler: Scheduler, *requests: Request) -> Scheduler:
@@ -91,15 +96,23 @@ class Ranks:
     block_size: int
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
 
+    sampled: dict[str, int] = field(default_factory=dict)
+
     def execute(self, step: Step, known: dict[str, Request]) -> StepResult:
+        for name in step.ended:
+            self.sampled.pop(name, None)
         for part in step.requests:
             for offset, token in enumerate(part.token_ids):
-                self.slots[self._slot(part, part.start + offset)] = token
+                seen = self.sampled[part.request_id] if token == PENDING else token
+                self.slots[self._slot(part, part.start + offset)] = seen
         for part in step.requests:
             stop = part.start + len(part.token_ids)
             read = tuple(self.slots[self._slot(part, place)] for place in range(stop))
-            assert read == known[part.request_id].tokens(0, stop)
-        return answer(step)
+            written = tuple(10 + n for n in range(stop))
+            assert read == (*known[part.request_id].prompt_token_ids, *written)[:stop]
+        result = answer(step)
+        self.sampled.update(result.token_ids)
+        return result
 
     def _slot(self, part: ScheduledRequest, place: int) -> tuple[int, int]:
         return part.blocks[place // self.block_size], place % self.block_size
@@ -114,8 +127,10 @@ def check_step(scheduler: Scheduler, step: Step) -> None:
     for part in step.requests:
         stop = part.start + len(part.token_ids)
         assert len(part.blocks) == scheduler.kv_cache.blocks_for(stop)
-    owned = [block for part in step.requests for block in part.blocks]
-    assert len(owned) == len(set(owned))
+    size = scheduler.kv_cache.block_size
+    written = [block for part in step.requests for block in part.blocks[part.start // size :]]
+    held = [block for part in step.requests for block in set(part.blocks)]
+    assert all(held.count(block) == 1 for block in written)
 
 
 TRACE = st.lists(
@@ -135,6 +150,9 @@ TRACE = st.lists(
     max_num_seqs=st.integers(1, 5),
     more_budget=st.integers(0, 20),
     depth=st.integers(1, 3),
+    lookahead=st.booleans(),
+    microbatches=st.integers(1, 3),
+    stop=st.integers(10, 20),
     trace=TRACE,
 )
 def test_blocks_are_conserved_and_every_request_gets_its_tokens(
@@ -143,9 +161,13 @@ def test_blocks_are_conserved_and_every_request_gets_its_tokens(
     max_num_seqs: int,
     more_budget: int,
     depth: int,
+    lookahead: bool,
+    microbatches: int,
+    stop: int,
     trace: list[tuple[str, int, int]],
 ) -> None:
-    """With `depth` steps in flight, aborts between them, and a pool that barely holds one."""
+    """With `depth` steps in flight, aborts between them, equal prompts, priorities, and a pool
+    that barely holds one."""
     longest = 32
     scheduler = make(
         num_blocks=-(-longest // block_size) + spare,
@@ -153,6 +175,8 @@ def test_blocks_are_conserved_and_every_request_gets_its_tokens(
         max_num_seqs=max_num_seqs,
         budget=max_num_seqs + more_budget,
         max_model_len=longest,
+        lookahead=lookahead,
+        microbatches=microbatches,
     )
     ranks = Ranks(block_size)
     requests: dict[str, Request] = {}
@@ -176,7 +200,8 @@ def test_blocks_are_conserved_and_every_request_gets_its_tokens(
     for action, first, second in trace:
         if action == "add":
             name = str(len(requests))
-            requests[name] = request(name, first, second)
+            requests[name] = request(name, first, second, stop_token_ids=(stop,))
+            requests[name].priority = first % 3
             scheduler.add(requests[name])
         elif action == "abort":
             ended = scheduler.abort(str(first))
@@ -194,11 +219,12 @@ def test_blocks_are_conserved_and_every_request_gets_its_tokens(
         assert ends == [one.finish_reason]
         wanted = one.sampling.max_tokens
         assert wanted is not None
-        expected = [10 + n for n in range(wanted)]
+        expected = [10 + n for n in range(wanted) if 10 + n <= stop]
         if one.finish_reason == "abort":
             assert one.output_token_ids == expected[: len(one.output_token_ids)]
         else:
-            assert (one.finish_reason, one.output_token_ids) == ("length", expected)
+            reason = "stop" if expected[-1] == stop else "length"
+            assert (one.finish_reason, one.output_token_ids) == (reason, expected)
 
 
 # The order of things.
@@ -213,8 +239,8 @@ def test_running_requests_come_before_waiting_ones_within_one_budget() -> None:
     scheduler.add(request("c", 3))
     assert scheduled(scheduler.schedule()) == [
         ("a", 4, 1, True),
-        ("b", 4, 6, True),
         ("c", 0, 1, False),
+        ("b", 4, 6, True),
     ]
 
 
@@ -241,12 +267,12 @@ def test_a_request_is_in_one_uncommitted_step_at_most() -> None:
 
 def test_a_long_prompt_that_takes_the_whole_budget_leaves_no_empty_part() -> None:
     scheduler = added(make(budget=8), request("a", 20), request("b", 3))
-    first, second = scheduler.schedule(), scheduler.schedule()
-    assert first is not None
-    assert second is not None
-    scheduler.commit(answer(first))
-    scheduler.commit(answer(second))
-    assert scheduled(scheduler.schedule()) == [("a", 8, 8, False)]
+    steps = [scheduler.schedule() for _ in range(3)]
+    assert [scheduled(step) for step in steps] == [
+        [("a", 0, 8, False)],
+        [("a", 8, 8, False)],
+        [("a", 16, 4, True), ("b", 0, 3, True)],
+    ]
 
 
 # How requests end.
@@ -365,7 +391,7 @@ def test_bug_off_by_one_at_the_edge_of_a_block(prompt: int) -> None:
 def preempting() -> tuple[Scheduler, Request, Request]:
     """Two requests that together outgrow the pool at the next token."""
     scheduler = make(num_blocks=4, block_size=4, max_model_len=16)
-    old, new = request("old", 8, max_tokens=8), request("new", 7, max_tokens=4)
+    old, new = request("old", 8, max_tokens=8), request("new", 7, max_tokens=4, begin=200)
     added(scheduler, old, new)
     for _ in range(2):
         step = scheduler.schedule()
@@ -397,7 +423,7 @@ def test_bug_a_preempted_request_sends_only_its_last_token() -> None:
 
 def test_bug_preemption_takes_the_newest_and_it_returns_before_later_arrivals() -> None:
     scheduler = make(num_blocks=4, block_size=4, max_num_seqs=2, max_model_len=16)
-    added(scheduler, request("old", 8), request("new", 7), request("later", 1))
+    added(scheduler, request("old", 8), request("new", 7, begin=200), request("later", 1))
     ends = [output.request_id for output in run(scheduler) if output.finish_reason]
     assert ends == ["old", "new", "later"]
 
@@ -428,7 +454,7 @@ def test_bug_blocks_are_freed_while_a_step_still_writes_them() -> None:
 def test_bug_a_step_in_flight_loses_its_blocks_to_another_request() -> None:
     """The newest one may be preempted only when no step is writing its blocks."""
     scheduler = make(num_blocks=4, block_size=4, max_model_len=16)
-    old, new = request("old", 8, max_tokens=8), request("new", 8, max_tokens=8)
+    old, new = request("old", 8, max_tokens=8), request("new", 8, max_tokens=8, begin=200)
     first = added(scheduler, old).schedule()
     second = added(scheduler, new).schedule()
     assert first is not None
@@ -463,3 +489,151 @@ def test_abort_of_a_waiting_request_leaves_the_queue_whole() -> None:
 
 def test_abort_of_an_unknown_request_is_nothing() -> None:
     assert make().abort("who") is None
+
+
+# Prefixes that are known already.
+
+
+def first_part(scheduler: Scheduler) -> ScheduledRequest:
+    """Of the next step, which is committed."""
+    step = scheduler.schedule()
+    assert step is not None
+    scheduler.commit(answer(step))
+    return step.requests[0]
+
+
+def test_a_known_prefix_is_shared_and_not_computed_again() -> None:
+    scheduler = added(make(), request("a", 10, max_tokens=1))
+    before = first_part(scheduler)
+    part = first_part(added(scheduler, request("b", 14, max_tokens=1)))
+    assert (part.start, len(part.token_ids)) == (8, 6)
+    assert part.blocks[:2] == before.blocks[:2]
+
+
+def test_bug_a_prompt_that_is_wholly_known_schedules_no_token() -> None:
+    scheduler = make()
+    for name in "ab":
+        part = first_part(added(scheduler, request(name, 8, max_tokens=1)))
+    assert (part.start, len(part.token_ids), part.sample) == (4, 4, True)
+
+
+def test_bug_a_block_is_shared_while_a_step_still_computes_it() -> None:
+    scheduler = added(make(), request("a", 9), request("b", 9))
+    step = scheduler.schedule()
+    assert scheduled(step) == [("a", 0, 9, True), ("b", 0, 9, True)]
+    added(scheduler, request("c", 9))
+    assert scheduled(scheduler.schedule()) == [("c", 0, 9, True)]
+
+
+def test_bug_sizes_are_taken_before_the_cache_was_asked() -> None:
+    """A hit makes the rest of a prompt small: what is left of the budget goes to others."""
+    scheduler = make(budget=8, num_blocks=32)
+    run(added(scheduler, request("a", 9, max_tokens=1)))
+    other = Request("c", (7, 8, 9), SamplingParams(max_tokens=1))
+    added(scheduler, request("b", 12), other)
+    assert scheduled(scheduler.schedule()) == [("b", 8, 4, True), ("c", 0, 3, True)]
+
+
+def test_what_must_read_its_whole_prompt_takes_nothing_from_the_cache() -> None:
+    scheduler = make()
+    first_part(added(scheduler, request("a", 9, max_tokens=1)))
+    part = first_part(added(scheduler, request("b", 9, max_tokens=1, prompt_logprobs=1)))
+    assert (part.start, len(part.token_ids)) == (0, 9)
+
+
+def test_prefixes_are_forgotten_from_their_ends() -> None:
+    """A pool of 8 blocks: 3 full ones are known, 6 are wanted, so that one may stay."""
+    scheduler = make(num_blocks=8)
+    run(added(scheduler, request("a", 13, max_tokens=1)))
+    other = Request("x", tuple(range(500, 523)), SamplingParams(max_tokens=1))
+    run(added(scheduler, other))
+    part = first_part(added(scheduler, request("b", 13, max_tokens=1)))
+    assert part.start == 8
+
+
+# Ahead of what is known.
+
+
+def test_a_token_is_computed_before_the_one_it_follows_is_known() -> None:
+    scheduler = added(make(lookahead=True), request("a", 5, max_tokens=3))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    assert scheduled(second) == [("a", 5, 1, True)]
+    assert second.requests[0].token_ids == (PENDING,)
+    assert second.requests[0].num_generated == 1
+    assert tokens_of(scheduler.commit(answer(first)), "a") == [10]
+
+
+def test_nothing_is_computed_beyond_max_tokens() -> None:
+    scheduler = added(make(lookahead=True), request("a", 5, max_tokens=2))
+    assert scheduler.schedule() is not None
+    assert scheduler.schedule() is not None
+    assert scheduler.schedule() is None
+
+
+def test_bug_a_finished_request_in_the_step_ahead_loses_its_blocks() -> None:
+    """Its end is seen one step late: the blocks stay its own until that step is over."""
+    scheduler = added(make(lookahead=True), request("a", 5, stop_token_ids=(10,)))
+    first, ahead = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert ahead is not None
+    assert [output.finish_reason for output in scheduler.commit(answer(first))] == ["stop"]
+    assert len(scheduler.kv_cache.blocks("a")) == 2
+    assert scheduler.commit(answer(ahead)) == []
+    assert scheduler.kv_cache.num_free == scheduler.kv_cache.num_blocks
+
+
+def test_what_depends_on_the_tokens_before_is_not_computed_ahead() -> None:
+    scheduler = added(make(lookahead=True), request("a", 5, presence_penalty=1.0))
+    assert scheduler.schedule() is not None
+    assert scheduler.schedule() is None
+
+
+# Who comes first.
+
+
+def test_a_long_prompt_leaves_half_of_the_budget_to_those_behind_it() -> None:
+    budget = 4 * SMALLEST_SHARE
+    scheduler = make(num_blocks=64, block_size=256, budget=budget, max_model_len=8 * budget)
+    added(scheduler, request("long", 5 * budget), request("short", 300))
+    assert scheduled(scheduler.schedule()) == [
+        ("long", 0, budget - 300, False),
+        ("short", 0, 300, True),
+    ]
+
+
+def test_priority_goes_before_arrival() -> None:
+    scheduler = make(max_num_seqs=1)
+    late, urgent = request("late", 2), request("urgent", 2)
+    urgent.priority = -1
+    added(scheduler, late, urgent)
+    assert [name for name, *_ in scheduled(scheduler.schedule())] == ["urgent"]
+
+
+def test_the_least_urgent_is_preempted_whenever_it_came() -> None:
+    scheduler = make(num_blocks=4, block_size=4, max_model_len=16)
+    old, new = request("old", 8, max_tokens=8), request("new", 7, max_tokens=8, begin=200)
+    old.priority = 1
+    added(scheduler, new, old)
+    while scheduler.num_running in (0, 2):
+        first_part(scheduler)
+    assert scheduler.num_preempted == 1
+    assert old.num_computed == 0
+
+
+def test_each_microbatch_takes_its_part_of_the_decodes() -> None:
+    scheduler = make(microbatches=2)
+    added(scheduler, *(request(name, 2) for name in "abc"))
+    first_part(scheduler)
+    steps = scheduler.schedule(), scheduler.schedule()
+    names = [[name for name, *_ in scheduled(step)] for step in steps]
+    assert names == [["a", "b"], ["c"]]
+
+
+def test_a_full_queue_refuses() -> None:
+    scheduler = added(make(max_queued=1), request("a", 2))
+    with pytest.raises(QueueFull, match="1 requests are waiting already"):
+        scheduler.add(request("b", 2))
+    assert scheduler.schedule() is not None
+    added(scheduler, request("b", 2))
