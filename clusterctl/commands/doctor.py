@@ -26,6 +26,10 @@ Logs = Annotated[
         help="Diagnose these logs instead: a file, a directory, or - ; may be given several times.",
     ),
 ]
+Deep = Annotated[
+    bool,
+    typer.Option("--deep", help="Let the hosts try each other: ports, packet loss, MTU, speed."),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 1 for warnings and for what is not known, too.")
 ]
@@ -38,6 +42,7 @@ def doctor(
     worker: Workers = None,
     logs: Logs = None,
     strict: Strict = False,
+    deep: Deep = False,
     show_all: All = False,
     as_json: Json = False,
 ) -> None:
@@ -48,6 +53,7 @@ def doctor(
     \b
       clusterctl doctor
       clusterctl doctor --head gpu01 --worker gpu02 --json
+      clusterctl doctor --deep
       clusterctl doctor --logs rank0.log --logs rank1.log
     """
     from clusterctl.doctor.check import exit_code
@@ -57,13 +63,13 @@ def doctor(
 
         found: Sequence[Finding] = diagnose(logs)
     else:
-        found = examined(config, cluster, head, worker)
+        found = examined(config, cluster, head, worker, deep=deep)
     show(found, show_all=show_all, as_json=as_json)
     raise typer.Exit(exit_code(found, strict=strict))
 
 
 def examined(
-    config: ConfigFile, cluster: ClusterName, head: Head, worker: Workers
+    config: ConfigFile, cluster: ClusterName, head: Head, worker: Workers, *, deep: bool
 ) -> Sequence[Finding]:
     from clusterctl.examination import examine
     from clusterctl.session import Session
@@ -73,7 +79,7 @@ def examined(
     except NoCluster:
         spec = this_machine()
     with Session.connect(spec, partial=True) as session:
-        return examine(session)
+        return examine(session, deep=deep)
 
 
 def this_machine() -> ClusterSpec:
