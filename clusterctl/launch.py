@@ -170,18 +170,23 @@ def container_for(
 
 def node_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[str, str]:
     """What every process of the node inherits. What the user set wins."""
-    interface = place.interface
     return {
         "VLLM_HOST_IP": place.address,
-        "NCCL_SOCKET_IFNAME": f"={interface}",  # exactly this one; without "=" a prefix
-        "GLOO_SOCKET_IFNAME": interface,
-        "TP_SOCKET_IFNAME": interface,
-        "UCX_NET_DEVICES": interface,
+        **interface_variables(place.interface),
         **_ray_environment(spec, place.home),
         **_cache_environment(spec, place.home),
         **_proxy_environment(spec),
         **spec.env,
         **node.env,
+    }
+
+
+def interface_variables(interface: str) -> dict[str, str]:
+    return {
+        "NCCL_SOCKET_IFNAME": f"={interface}",  # exactly this one; without "=" a prefix
+        "GLOO_SOCKET_IFNAME": interface,
+        "TP_SOCKET_IFNAME": interface,
+        "UCX_NET_DEVICES": interface,
     }
 
 

@@ -25,7 +25,11 @@ STDOUT = "-"
 
 def render(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="What to write; unknown ones list all.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="shell, compose, systemd, kuberay, lws, slurm or k8s-job (the collective check).",
+        ),
     ],
     model: Annotated[
         str | None,
@@ -70,6 +74,16 @@ def render(
             "--gpus-per-node", metavar="N", min=1, help="Where cluster.yaml does not say it."
         ),
     ] = None,
+    slurm_runtime: Annotated[
+        Literal["pyxis", "apptainer", "modules"],
+        typer.Option("--slurm-runtime", help="What a Slurm task runs in."),
+    ] = "pyxis",
+    slurm_module: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm-module", metavar="NAME", help="With --slurm-runtime modules; repeat it."
+        ),
+    ] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Ask the hosts for what cluster.yaml does not say.")
     ] = False,
@@ -90,6 +104,7 @@ def render(
     \b
       clusterctl render shell
       clusterctl render shell meta-llama/Llama-3.1-70B --tp 8 --pp 2 -o llama.sh
+      clusterctl render lws meta-llama/Llama-3.1-70B --tp 8 --pp 2 --gpus-per-node 8
     """
     from clusterctl.render import TARGETS, Asked
 
@@ -112,7 +127,9 @@ def render(
             extra=checked_flags(engine_flags or []),
         )
     places = seen_places(spec) if live else None
-    done = TARGETS[target](Asked(spec, serve, gpus_per_node, places))
+    modules = tuple(slurm_module or ())
+    asked = Asked(spec, serve, gpus_per_node, places, slurm=slurm_runtime, modules=modules)
+    done = TARGETS[target](asked)
     if output != STDOUT:
         write(done, Path(output), yes=yes)
     show(done, output, as_json=as_json)

@@ -10,16 +10,11 @@ from clusterctl.containers import HOME, LABEL_SPEC_HASH, ContainerSpec, spec_has
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import DockerFacts, Gpu, GpuFacts, HostFacts, HostInfo
 from clusterctl.hoststate import ROOTS_DIRECTORY
-from clusterctl.launch import HF_TARGET, Place, container_for
+from clusterctl.launch import HF_TARGET, Place, container_for, interface_variables, own_directories
 from clusterctl.render.document import Asked
 from clusterctl.spec import ClusterSpec, NodeSpec
 
-_INTERFACE_VARIABLES = (
-    "NCCL_SOCKET_IFNAME",
-    "GLOO_SOCKET_IFNAME",
-    "TP_SOCKET_IFNAME",
-    "UCX_NET_DEVICES",
-)
+_INTERFACE_VARIABLES = tuple(interface_variables(""))
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,16 @@ class Containers:
     by_node: Mapping[str, ContainerSpec]
     places: Mapping[str, Place]
     left_out: tuple[str, ...]
+
+    def directories_of(self, spec: ClusterSpec, name: str) -> tuple[str, ...]:
+        """What has to be made on the host before it can be mounted."""
+        mounted = {mount.source for mount in self.by_node[name].mounts}
+        return tuple(path for path in own_directories(spec, self.places[name]) if path in mounted)
+
+    def made_directories(self, spec: ClusterSpec) -> tuple[str, ...]:
+        """The same, of all hosts."""
+        every = (path for name in self.by_node for path in self.directories_of(spec, name))
+        return tuple(dict.fromkeys(every))
 
 
 def containers(asked: Asked) -> Containers:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from clusterctl.errors import ConfigError
 from clusterctl.launch import Place
 from clusterctl.serving.placement import Executor
 from clusterctl.spec import ClusterSpec, ServeSpec
+
+SlurmRuntime = Literal["pyxis", "apptainer", "modules"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Asked:
     serve: ServeSpec | None = None
     gpus_per_node: int | None = None
     places: Mapping[str, Place] | None = None
+    slurm: SlurmRuntime = "pyxis"
+    modules: tuple[str, ...] = ()
 
     @property
     def deployment(self) -> ServeSpec:
@@ -45,7 +50,7 @@ class Asked:
     def devices_per_node(self) -> int:
         """The same number on every node, as job descriptions have it. Raises ConfigError where it
         is not declared or differs."""
-        counts = {self._devices(name) for name in [node.name for node in self.spec.nodes]}
+        counts = {self.devices_of(name) for name in [node.name for node in self.spec.nodes]}
         if None in counts:
             raise ConfigError(
                 "how many GPUs a node has is not declared",
@@ -59,7 +64,8 @@ class Asked:
             )
         return int(next(iter(counts)) or 0)
 
-    def _devices(self, name: str) -> int | None:
+    def devices_of(self, name: str) -> int | None:
+        """Of one node; None: not known."""
         asked = self.spec.devices_of(self.spec.node(name))
         if asked.kind == "cpu":
             return asked.count or 1

@@ -9,6 +9,7 @@ from typing import Literal
 
 from clusterctl.errors import ConfigError
 from clusterctl.raycluster import BOOT, ExpectedNode, ray_start_argv
+from clusterctl.render.declared import Containers
 from clusterctl.render.document import Asked
 from clusterctl.render.templates import shell_words
 from clusterctl.serving import native, vllm
@@ -111,3 +112,21 @@ def _check_carried(asked: Asked) -> None:
 
 def _words(argv: Sequence[str], member: Member) -> str:
     return shell_words(argv, member.variables)
+
+
+def members(asked: Asked, found: Containers) -> dict[str, Member]:
+    """One a node, where all addresses are known; the head, which has rank 0, first."""
+    spec = asked.spec
+    head = found.places[spec.head].address
+    return {
+        node.name: Member(
+            role="worker" if rank else "head",
+            address=found.places[node.name].address,
+            head=head,
+            api_host=head,
+            rank=rank,
+            name=node.name,
+            devices=asked.devices_of(node.name),
+        )
+        for rank, node in enumerate((spec.head_node, *spec.workers))
+    }

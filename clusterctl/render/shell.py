@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Literal
 
 from clusterctl.containers import HOME, docker_run_line
-from clusterctl.launch import RAY_TOKEN, SUPERVISOR, own_directories
+from clusterctl.launch import RAY_TOKEN, SUPERVISOR
 from clusterctl.render import declared
 from clusterctl.render.document import Asked, File, Rendered
-from clusterctl.render.entry import Member, engine_argv, wait_line
+from clusterctl.render.entry import engine_argv, members, wait_line
 from clusterctl.render.templates import Verbatim, fill, shell_text, shell_words
 
 
@@ -36,13 +35,11 @@ def render(asked: Asked) -> Rendered:
 
 def _node(asked: Asked, found: declared.Containers, name: str) -> dict[str, object]:
     container = found.by_node[name]
-    mounted = {mount.source for mount in container.mounts}
-    made = [path for path in own_directories(asked.spec, found.places[name]) if path in mounted]
     return {
         "name": name,
         "role": "head" if name == asked.spec.head else "worker",
         "address": found.places[name].address,
-        "directories": made,
+        "directories": found.directories_of(asked.spec, name),
         "container": container.name,
         "run": Verbatim(docker_run_line(container)),
     }
@@ -53,19 +50,17 @@ def _serves(asked: Asked, found: declared.Containers) -> list[dict[str, object]]
     if asked.serve is None:
         return []
     spec = asked.spec
-    ranked = [spec.head_node, *spec.workers] if asked.without_ray else [spec.head_node]
-    head = found.places[spec.head].address
+    every = members(asked, found)
+    serving = every if asked.without_ray else {spec.head: every[spec.head]}
     lines: list[dict[str, object]] = []
-    for rank, node in enumerate(ranked):
-        role: Literal["head", "worker"] = "worker" if rank else "head"
-        member = Member(role, found.places[node.name].address, head, api_host=head, rank=rank)
-        inside = [found.by_node[node.name].name, *engine_argv(asked, member)]
+    for name, member in serving.items():
+        inside = [found.by_node[name].name, *engine_argv(asked, member)]
         lines.append(
             {
-                "name": node.name,
-                "container": found.by_node[node.name].name,
+                "name": name,
+                "container": found.by_node[name].name,
                 "wait": None if asked.without_ray else Verbatim(wait_line(len(spec.nodes))),
-                "ray_address": None if asked.without_ray else f"{head}:{spec.ray.port}",
+                "ray_address": None if asked.without_ray else f"{member.head}:{spec.ray.port}",
                 "inside": shell_words(inside),
             }
         )

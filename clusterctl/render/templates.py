@@ -29,8 +29,8 @@ class Verbatim(str):
     __slots__ = ()
 
 
-def fill(name: str, quote: Quote, **values: Any) -> str:
-    """The template `name`.j2 with `values`, each quoted by `quote`."""
+def fill(template: str, quote: Quote, /, **values: Any) -> str:
+    """The template `template`.j2 with `values`, each quoted by `quote`."""
     environment = Environment(
         loader=FunctionLoader(_read),
         undefined=StrictUndefined,
@@ -41,9 +41,9 @@ def fill(name: str, quote: Quote, **values: Any) -> str:
         finalize=lambda value: _quoted(value, quote),
     )
     environment.filters["note"] = _note
-    environment.filters["block"] = _block
+    environment.filters["yaml"] = yaml_block
     environment.filters["verbatim"] = Verbatim
-    text: str = environment.get_template(name).render(**values)
+    text: str = environment.get_template(template).render(**values)
     return text
 
 
@@ -66,20 +66,32 @@ def _note(text: object) -> Verbatim:
     return Verbatim(re.sub(r"[^ -~\u00a0-\u024f]", "?", str(text)))
 
 
-def _block(text: str, indent: int) -> Verbatim:
-    """A script as a YAML literal block, or quoted where it holds what a block may not."""
-    lines = text.rstrip("\n").split("\n")
-    if any(not line.isprintable() for line in lines) or text != text.rstrip("\n") + "\n":
-        return Verbatim(yaml_text(text))
+def yaml_block(data: object, indent: int = 0) -> Verbatim:
+    """Plain data in block style, `indent` columns in; a script stands as it is where YAML can."""
+    text = yaml.dump(data, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=float("inf"))
     space = " " * indent
-    return Verbatim("|\n" + "\n".join(f"{space}{line}" if line else "" for line in lines))
+    return Verbatim("\n".join(space + line if line else "" for line in text.splitlines()))
+
+
+class _Blocks(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text else None  # the emitter quotes what no block may hold
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Blocks.add_representer(str, _text)
 
 
 # --- the languages -------------------------------------------------------------------------------
 
 
 def shell_text(text: str) -> str:
-    return shlex.quote(text)
+    quoted = shlex.quote(text)
+    return f"'{text}'" if quoted == text and text.startswith("=") else quoted  # zsh expands =name
 
 
 def yaml_text(text: str) -> str:
@@ -88,17 +100,9 @@ def yaml_text(text: str) -> str:
     return dumped.rstrip("\n")
 
 
-def kubernetes_text(text: str) -> str:
-    """Of command, args and env: there `$(NAME)` would be replaced by the kubelet."""
-    return yaml_text(no_expansion(text))
-
-
 def no_expansion(text: str) -> str:
-    return text.replace("$$", "$$$$").replace("$(", "$$(")
-
-
-def compose_text(text: str) -> str:
-    return yaml_text(text.replace("$", "$$"))
+    """For command, args and env of a pod: there the kubelet would replace `$(NAME)`."""
+    return re.sub(r"\$(?:\$+|(?=\())", lambda match: 2 * match[0], text)
 
 
 _C_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "%": "%%"}
