@@ -102,7 +102,7 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "render": Entry(
         "clusterctl.commands.render:render",
-        "Write the cluster and a deployment as scripts or manifests of another platform.",
+        "Write the cluster, and a deployment on it, as scripts or manifests of another platform.",
         SETUP,
     ),
     "config": Entry(
