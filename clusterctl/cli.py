@@ -83,6 +83,11 @@ COMMANDS: Mapping[str, Entry] = {
         "End a deployment, and prove that nothing of it is left.",
         MODELS,
     ),
+    "model": Entry(
+        "clusterctl.commands.model:app",
+        "Bring a model onto every node, prove that all are equal, list, remove.",
+        MODELS,
+    ),
     "logs": Entry(
         "clusterctl.commands.logs:logs",
         "Show the nodes' logs, merged behind each node's name.",

@@ -19,6 +19,7 @@ LABEL_NODE = "clusterctl.node"
 LABEL_ROLE = "clusterctl.role"
 LABEL_SPEC_HASH = "clusterctl.spec-hash"
 LABEL_VERSION = "clusterctl.version"
+LABEL_HELPER = "clusterctl.helper"  # who runs it; such a container is no node of a cluster
 
 # The docker command line of 20.10 sends these empty, and `docker inspect` tells empty from absent.
 # Later ones send more of them so; that is all in which their containers differ.
@@ -64,6 +65,19 @@ class ContainerSpec:
     restart: str = "unless-stopped"
     log_max_size: str = "64m"
     log_max_file: int = 4
+
+
+@dataclass(frozen=True)
+class HelperSpec:
+    """A container that serves one run of ours through its stdin and stdout, and goes when either
+    ends: `docker run --rm --interactive --network host`. A mount's source is made where absent."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[MountSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,32 @@ def sdk_arguments(spec: ContainerSpec) -> dict[str, Any]:
         "Labels": dict(spec.labels),
         "HostConfig": _host_config(spec),
     }
+
+
+def helper_arguments(spec: HelperSpec) -> dict[str, Any]:
+    """The body of `POST /containers/create` for a helper."""
+    entrypoint, *command = spec.command
+    return {
+        "Image": spec.image,
+        "User": "root",
+        "Entrypoint": [entrypoint],
+        "Cmd": command,
+        "Env": [f"{key}={value}" for key, value in spec.env.items()],
+        "Labels": dict(spec.labels),
+        "AttachStdin": True,
+        "OpenStdin": True,
+        "StdinOnce": True,  # its stdin ends when we are gone, however we went
+        "HostConfig": {
+            "NetworkMode": "host",
+            "Init": True,
+            "AutoRemove": True,
+            "Binds": [_bind(mount) for mount in spec.mounts],
+        },
+    }
+
+
+def _bind(mount: MountSpec) -> str:
+    return f"{mount.source}:{mount.target}{':ro' if mount.read_only else ''}"
 
 
 def _host_config(spec: ContainerSpec) -> dict[str, Any]:

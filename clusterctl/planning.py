@@ -97,7 +97,7 @@ def _judge(
         for node in spec.nodes
     )
     try:
-        reached = _addresses(session, facts, report)
+        reached = addresses(session, facts, report)
     except PreflightFailed as error:
         failed = Finding("network.address", None, error.host, "fail", error.message, fix=error.hint)
         return [*findings, failed], {}
@@ -121,7 +121,7 @@ def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
     return ours or facts.docker.error is not None
 
 
-def _addresses(session: Session, facts: Mapping[str, HostFacts], report: Report) -> reach.Reached:
+def addresses(session: Session, facts: Mapping[str, HostFacts], report: Report) -> reach.Reached:
     """The best addresses on which all hosts reach each other. One host has nobody to try."""
     spec = session.spec
     if spec.runtime == "process":

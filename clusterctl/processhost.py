@@ -26,11 +26,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from clusterctl.containers import ContainerFile, ContainerSpec
+from clusterctl.containers import ContainerFile, ContainerSpec, HelperSpec
 from clusterctl.errors import ClusterctlError, CommandFailed, NotReady
 from clusterctl.runtime import PullProgress, SeenContainer, State
 from clusterctl.spec import NodeSpec
-from clusterctl.transport.base import DEFAULT_TIMEOUT_S, Result, shell_line
+from clusterctl.transport.base import DEFAULT_TIMEOUT_S, ByteStream, Result, shell_line
+from clusterctl.transport.local import LocalTransport
 
 MARK = "RAY_TMPDIR"  # Ray's sockets need a short path; ours is unique to the node
 POLL_S = 0.1
@@ -193,6 +194,11 @@ class ProcessHost:
         return subprocess.call(
             list(argv), cwd=self.root, env=environment(record.env, record.scratch)
         )
+
+    def open_helper(self, spec: HelperSpec, files: Iterable[ContainerFile]) -> ByteStream:
+        self.put_files("", files)
+        variables = [f"{name}={value}" for name, value in spec.env.items()]
+        return LocalTransport(self.host).open_command(["env", *variables, *spec.command])
 
     def run_once(
         self, image: str, argv: Sequence[str], *, timeout: float = DEFAULT_TIMEOUT_S

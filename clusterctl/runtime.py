@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from clusterctl.containers import ContainerFile, ContainerSpec
-from clusterctl.transport.base import DEFAULT_TIMEOUT_S, Result
+from clusterctl.containers import ContainerFile, ContainerSpec, HelperSpec
+from clusterctl.transport.base import DEFAULT_TIMEOUT_S, ByteStream, Result
 
 State = Literal["created", "running", "restarting", "paused", "exited", "dead", "removing"]
 
@@ -95,6 +95,11 @@ class Runtime(Protocol):
         self, image: str, argv: Sequence[str], *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> Result:
         """One short container (network none, removed afterwards): what does this image hold?"""
+        ...
+
+    def open_helper(self, spec: HelperSpec, files: Iterable[ContainerFile]) -> ByteStream:
+        """Start a helper with these files in it; its stdin and stdout. Closing the stream removes
+        the helper. `recv` raises ClusterctlError with its last words where it crashed."""
         ...
 
     def logs(

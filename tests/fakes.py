@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clusterctl.containers import ContainerFile, ContainerSpec
+from clusterctl.containers import ContainerFile, ContainerSpec, HelperSpec
 from clusterctl.errors import ClusterctlError, CommandFailed, NotReady, Unreachable
 from clusterctl.links import HostLink
 from clusterctl.runtime import PullProgress, SeenContainer
@@ -22,7 +22,7 @@ from clusterctl.transport.base import (
     SocketRefused,
     trace_line,
 )
-from clusterctl.transport.local import SocketStream
+from clusterctl.transport.local import LocalTransport, SocketStream
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,13 @@ class FakeRuntime:
         self._call("read_file", container_id, path)
         file = self._box(container_id).files.get(path)
         return file.data if file else None
+
+    def open_helper(self, spec: HelperSpec, files: Iterable[ContainerFile]) -> ByteStream:
+        """The helper's command, for real, on this machine."""
+        self._call("open_helper", spec.name)
+        if spec.image not in self.images:
+            raise ClusterctlError(f"no image {spec.image}", host=self.host)
+        return LocalTransport(self.host).open_command(spec.command)
 
     def start(self, container_id: str) -> None:
         self._call("start", container_id)

@@ -5,16 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from clusterctl.containers import HOME, ContainerFile, ContainerSpec, sdk_arguments
+from clusterctl.containers import (
+    HOME,
+    ContainerFile,
+    ContainerSpec,
+    HelperSpec,
+    helper_arguments,
+    sdk_arguments,
+)
 from clusterctl.dockerhost import archive
 from clusterctl.dockerhost.dial import Dialer
 from clusterctl.dockerhost.failures import explain, translated
 from clusterctl.dockerhost.frames import Demultiplexer
+from clusterctl.dockerhost.helper import HelperStream
 from clusterctl.dockerhost.pullmeter import PullMeter
 from clusterctl.dockerhost.registry import host_login
 from clusterctl.dockerhost.wire import api_client
@@ -27,6 +36,7 @@ from clusterctl.transport.lines import LineSplitter
 from clusterctl.transport.terminal import attach, terminal_type
 
 CHUNK = 32768
+GONE_S = 20
 NOT_FOUND = 127
 NO_SUCH_PROGRAM = "executable file not found"
 
@@ -293,6 +303,32 @@ class DockerHost:
             finally:
                 stream.close()
             return self._exit_code(exec_id)
+
+    def open_helper(self, spec: HelperSpec, files: Iterable[ContainerFile]) -> ByteStream:
+        with translated(self.host, f"starting {spec.name}"):
+            made = self._docker.create_container_from_config(helper_arguments(spec), spec.name)[
+                "Id"
+            ]
+            try:
+                self._docker.put_archive(made, "/", archive.pack(files))
+                ends = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+                stream: ByteStream = self._docker.attach_socket(made, ends)
+                stream.settimeout(None)
+                self._docker.start(made)
+            except BaseException:
+                self.remove(made)
+                raise
+        return HelperStream(self, made, stream)
+
+    def end_helper(self, container_id: str) -> None:
+        """Docker removes it when it ends, which it may have done by itself; see it gone."""
+        with translated(self.host, f"removing {container_id[:12]}"):
+            try:
+                with suppress(APIError):
+                    self._docker.kill(container_id)
+                self._docker.wait(container_id, timeout=GONE_S, condition="removed")
+            except NotFound:
+                return
 
     # --- logs
 

@@ -35,6 +35,7 @@ def inflict(host: Host, kind: str) -> None:
 
 def heal(host: Host) -> None:
     network.plug(host)
+    network.unlimit(host)
     _open_firewall(host)
     hosts.control(host, "start", "sshd", "dockerd")
     hosts.wait_for_services(host)
@@ -55,6 +56,12 @@ def _block_port(host: Host, port: str) -> None:
     if not port.isdecimal():
         raise Failure("which port? as in port-blocked:6379")
     _filter(host, ["--protocol", "tcp", "--dport", port, "--jump", "DROP"])
+
+
+def _slow_down(host: Host, mbit: str) -> None:
+    if not mbit.isdecimal() or mbit == "0":
+        raise Failure("how slow, in Mbit/s? as in slow-link:200")
+    network.limit(host, int(mbit))
 
 
 def _stop_dockerd(host: Host, _: str) -> None:
@@ -92,6 +99,7 @@ FAULTS = {
     "port-blocked": Fault(
         "port-blocked:N, a firewall drops TCP port N, in and out, except on lo", _block_port
     ),
+    "slow-link": Fault("slow-link:N, its network cable carries N Mbit/s each way", _slow_down),
     "dockerd-stopped": Fault("as by systemctl stop docker", _stop_dockerd),
     "sshd-stopped": Fault("as by systemctl stop ssh: open sessions live on", _stop_sshd),
     "container-killed": Fault("docker kill of clusterctl's container there", _kill_container),

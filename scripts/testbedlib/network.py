@@ -61,6 +61,20 @@ def plug(host: Host) -> None:
     run(["ip", "link", "set", host.cable, "up"])
 
 
+def limit(host: Host, mbit: int) -> None:
+    """Both ends send at this rate: a token bucket of a few packets' worth, a queue of 50 ms."""
+    bucket = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms"]
+    run(["tc", "qdisc", "replace", "dev", host.cable, *bucket])
+    in_namespace(host, ["tc", "qdisc", "replace", "dev", "eth0", *bucket])
+
+
+def unlimit(host: Host) -> None:
+    """Whatever limits either end, goes. Without one there is nothing to delete."""
+    succeeds(["tc", "qdisc", "delete", "dev", host.cable, "root"])
+    inside = ["nsenter", f"--net=/run/netns/{host.namespace}"]
+    succeeds([*inside, "tc", "qdisc", "delete", "dev", "eth0", "root"])
+
+
 def in_namespace(host: Host, argv: Sequence[str]) -> str:
     return run(["nsenter", f"--net=/run/netns/{host.namespace}", *argv])
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from clusterctl.containers import ContainerFile, ContainerSpec
+from clusterctl.containers import LABEL_HELPER, ContainerFile, ContainerSpec, HelperSpec
 from clusterctl.dockerhost import DockerHost
 from clusterctl.errors import ClusterctlError, CommandFailed, NotReady
 from clusterctl.runtime import PullProgress, Runtime
@@ -274,3 +274,17 @@ def test_exec_past_its_time_is_ended_over_there(docker_over_ssh: DockerHost) -> 
     left = docker_over_ssh.exec(container, ["sh", "-c", "cat /proc/[0-9]*/cmdline"])
     assert "602" not in left.stdout
     docker_over_ssh.remove(container)
+
+
+def test_a_helper_is_a_stream_and_gone_when_that_is_closed(runtime: Runtime) -> None:
+    spec = HelperSpec("helper", dockerd.IMAGE, ("sh", "-c", "cat"), labels={LABEL_HELPER: "me"})
+    stream = runtime.open_helper(spec, [])
+    stream.sendall(b"hello")
+    said = b""
+    while len(said) < 5:
+        said += stream.recv(100)
+    assert said == b"hello"
+    stream.shutdown_write()
+    assert stream.recv(100) == b""
+    stream.close()
+    assert runtime.containers({LABEL_HELPER: ""}) == []
