@@ -73,6 +73,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Serve a model over the cluster; ready when a real token has come back.",
         MODELS,
     ),
+    "plan": Entry(
+        "clusterctl.commands.plan:plan",
+        "Say which tp, pp and dp suit a model on these GPUs, whether it fits, and what that gives.",
+        MODELS,
+    ),
     "ps": Entry(
         "clusterctl.commands.ps:ps",
         "List deployments; one is ready only if a token came back just now.",

@@ -82,27 +82,32 @@ def rank_bytes(shape: ModelShape, layers: range, tp: int, ep: int = 1) -> int:
     """
     held = {"embedding": layers.start == 0, "head": layers.stop == shape.num_layers}
     total = sum(
-        _share(shape, tensor, tp, ep)
-        for place, layer, tensor in _loaded(shape)
+        _share(shape, tensor, whole, tp, ep)
+        for place, layer, tensor, whole in _loaded(shape)
         if (layer in layers if place == "layer" else held[place])
     )
     if shape.tie_embeddings and held["head"] and not held["embedding"]:
-        total += _share(shape, _tied_head(shape), tp, ep)
+        head = _tied_head(shape)
+        total += _share(shape, head, _bytes(shape, head), tp, ep)
     return total
 
 
 @lru_cache(maxsize=64)
-def _loaded(shape: ModelShape) -> tuple[tuple[Place, int, Tensor], ...]:
-    return tuple(entry for entry in tensors(shape) if entry[0] != "draft")
+def _loaded(shape: ModelShape) -> tuple[tuple[Place, int, Tensor, int], ...]:
+    """With the bytes of each, draft layers aside."""
+    return tuple(
+        (place, layer, tensor, _bytes(shape, tensor))
+        for place, layer, tensor in tensors(shape)
+        if place != "draft"
+    )
 
 
 def _tied_head(shape: ModelShape) -> Tensor:
     return _table("lm_head", shape.vocab_size, shape.embedding_size or shape.hidden_size)
 
 
-def _share(shape: ModelShape, tensor: Tensor, tp: int, ep: int) -> int:
-    """The largest share that a rank gets."""
-    whole = _bytes(shape, tensor)
+def _share(shape: ModelShape, tensor: Tensor, whole: int, tp: int, ep: int) -> int:
+    """The largest share that a rank gets of a tensor of `whole` bytes."""
     if tensor.cut == "tp":
         return -(-whole // tp)
     if tensor.cut == "kv":

@@ -1,0 +1,75 @@
+"""Which splits an engine can run at all, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from clusterctl.planner.gpus import Hardware
+from clusterctl.planner.memory import Split
+from engine.shapes import ModelShape, ShapeError, check_runnable
+
+Engine = Literal["auto", "native", "vllm"]
+
+
+def faults(shape: ModelShape, split: Split, hardware: Hardware, engine: Engine) -> list[str]:
+    """Every reason why this split is not legal; none for a legal one."""
+    return [
+        *_model_faults(shape, split),
+        *_kernel_faults(shape, split),
+        *_placement_faults(split, hardware),
+        *(_native_faults(shape, split) if engine == "native" else ()),
+    ]
+
+
+def _model_faults(shape: ModelShape, split: Split) -> Iterator[str]:
+    if fault := shape.split_fault(split.tp):
+        legal = ", ".join(map(str, shape.legal_splits()))
+        yield f"{fault} cannot be split over tp={split.tp} (legal for this model: {legal})"
+    if split.pp > shape.num_layers:
+        yield f"pp={split.pp} is more than the model's {shape.num_layers} layers"
+    if split.ep > 1 and shape.experts is None:
+        yield "expert parallelism needs a mixture of experts"
+    if split.dcp > 1 and split.tp % split.dcp:
+        yield f"dcp={split.dcp} does not divide tp={split.tp}"
+
+
+def _kernel_faults(shape: ModelShape, split: Split) -> Iterator[str]:
+    """A rank's part of a quantised matrix must hold whole blocks and groups of it."""
+    quantised, tp = shape.quantisation, split.tp
+    if quantised is None or tp == 1 or quantised.method == "mxfp4":  # which vLLM pads
+        return
+    experts = shape.experts
+    if experts is not None and split.ep == 1:
+        size = experts.intermediate_size
+        if fault := quantised.split_fault(size // tp, size // tp):
+            yield (
+                f"an expert's {size} columns over tp={tp}: {fault}; "
+                "expert parallelism has no such limit"
+            )
+    if experts is None or len(experts.layers) < shape.num_layers:
+        size = shape.intermediate_size
+        if size % tp == 0 and (fault := quantised.split_fault(size // tp, size // tp)):
+            yield f"the MLP's {size} columns over tp={tp}: {fault}"
+
+
+def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:
+    if split.ranks * split.dp > hardware.total or split.dp < 1:
+        needed = split.ranks * max(1, split.dp)
+        yield f"tp x pp x dp = {needed} is more than the {hardware.total} GPUs of {hardware}"
+    elif split.tp > hardware.per_node and split.tp % hardware.per_node:
+        yield f"tp={split.tp} does not fill whole nodes of {hardware.per_node} GPUs"
+
+
+def _native_faults(shape: ModelShape, split: Split) -> Iterator[str]:
+    try:
+        check_runnable(shape)
+    except ShapeError as error:
+        yield f"the native engine: {error}"
+    if split.ep > 1 or split.dcp > 1:
+        yield "the native engine has neither expert nor context parallelism"
+
+
+def spans_nodes(split: Split, hardware: Hardware) -> bool:
+    """Whether tensor parallelism crosses the network, which only RDMA makes worth while."""
+    return split.tp > hardware.per_node
