@@ -115,13 +115,14 @@ def _of_branch(branch: str) -> tuple[bytes, ...]:
     longest = max(_runs(branch), key=len, default="")
     if len(longest) >= MIN_LITERAL:
         return (longest.lower().encode(),)
-    for group in _GROUP.finditer(branch):  # each of its alternatives, then
+    for group in _GROUP.finditer(_LOOK.sub("", branch)):  # each of its alternatives, then
         inner = [max(_runs(one), key=len, default="") for one in group[1].split("|")]
         if all(len(one) >= MIN_LITERAL for one in inner):
             return tuple(one.lower().encode() for one in inner)
     raise ValueError(f"no plain text of {MIN_LITERAL} characters in {branch!r}")
 
 
+_LOOK = re.compile(r"\(\?<?[!=][^()]*(?:\([^()]*\)[^()]*)*\)")  # says what is not there
 _GROUP = re.compile(r"\(\?:([^()]*)\)(?![?*{])")
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[a-zA-Z<=!:#P]*|.", re.DOTALL)
 
