@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clusterctl import deployments, enginepackage, keys, modelcheck
+from clusterctl import autopsy, deployments, enginepackage, keys, modelcheck
 from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
-from clusterctl.doctor.logs import diagnose_sources
 from clusterctl.doctor.logs.reading import Source
+from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
@@ -22,7 +22,7 @@ from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
 from clusterctl.secret import Secret
 from clusterctl.serving import modelfiles, native
-from clusterctl.serving.phases import earliest_errors, kv_cache_tokens, phase_of
+from clusterctl.serving.phases import kv_cache_tokens, phase_of
 from clusterctl.serving.placement import Devices, Placement, place
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session, results
@@ -95,7 +95,7 @@ def serve(
     _await_start(start)
     report(Event("begin", "serve", "started"))
     if not detach:
-        _Following(start, log_offset, began + spec.timeout, report).until_ready()
+        _Following(session, start, log_offset, began + spec.timeout, report).until_ready()
     return Served(on_head(start.head, spec.name, probe=PROBE_S if not detach else 0)[0], generated)
 
 
@@ -254,7 +254,10 @@ def _tail(head: Member, name: str, offset: int | None) -> dict[str, Any]:
 class _Following:
     """Reads the log of all ranks until a token came back, the engine failed, or time is up."""
 
-    def __init__(self, start: _Start, offset: int, deadline: float, report: Report) -> None:
+    def __init__(
+        self, session: Session, start: _Start, offset: int, deadline: float, report: Report
+    ) -> None:
+        self._session = session
         self._start = start
         self._offset = offset
         self._deadline = deadline
@@ -306,9 +309,9 @@ class _Following:
         message = f"deployment {name} failed (exit code {state['exit_code']}):\n{lines}"
         head, hint = self._start.head.name, None
         log = Source(f"log of {name}", "\n".join(self._lines).encode(), head)
-        if (found := diagnose_sources([log])) and found[0].cause:
-            message += f"\ndiagnosis: {found[0].message} ({found[0].cause})"
-            hint = found[0].fix
+        if (found := autopsy.root_cause(self._session, log)) is not None:
+            message += f"\n{autopsy.told(found)}"
+            hint = found.fix
         return ClusterctlError(
             message, host=head, hint=hint or f"clusterctl logs --hosts {head} shows all of its log"
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from clusterctl import autopsy
 from clusterctl.errors import ClusterctlError, NotReady, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.launch import RAY_PROBE
@@ -171,8 +172,12 @@ def _failure(session: Session, formation: Formation, seen: Seen, timeout: float)
     if not formation.failed:
         words = f"not formed within {timeout:g} s: {words}"
     kind = Unreachable if any(n.state == "unreachable" for n in blamed) else NotReady
-    hosts = ", ".join(node.name for node in blamed)
-    return kind(words + _last_lines(session, blamed, seen), host=hosts, hint=_hint(blamed[0]))
+    hosts, hint = ", ".join(node.name for node in blamed), _hint(blamed[0])
+    words += _last_lines(session, blamed, seen)
+    if (found := autopsy.root_cause(session)) is not None:
+        words += f"\n{autopsy.told(found)}"
+        hint = found.fix or hint
+    return kind(words, host=hosts, hint=hint)
 
 
 def _last_lines(session: Session, blamed: Sequence[SeenNode], seen: Seen) -> str:

@@ -1,4 +1,4 @@
-"""How far a starting engine is, and what went wrong, from the lines of its log. PURE."""
+"""How far a starting engine is, from the lines of its log. PURE."""
 
 from __future__ import annotations
 
@@ -12,14 +12,6 @@ PhaseName = Literal["loading", "kv cache", "serving"]
 _LOADING = re.compile(r"Loading (?:safetensors|GGUF|weights).*?(\d+)/(\d+)")
 _KV_CACHE = re.compile(r"KV cache(?: size)?: ([\d,]+) tokens")
 _SERVING = re.compile(r"Application startup complete")
-
-# "(RankActor pid=71, ip=10.0.0.2) ": Ray writes it before what its actors print.
-_ACTOR = re.compile(r"^(?:\x1b\[\d+m)?\((?P<who>\w+ pid=\d+(?:, ip=[\d.]+)?)\)(?:\x1b\[0m)? ?")
-_ERROR = re.compile(
-    r"^(?:ERROR\b|CRITICAL\b|[\w. -]+: error:"
-    r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Failed|Exit)\b(?::|$))"
-)
-_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 @dataclass(frozen=True)
@@ -48,17 +40,3 @@ def kv_cache_tokens(lines: Iterable[str]) -> int | None:
     """What the cluster can hold: the smallest size that any rank reports."""
     found = [int(m[1].replace(",", "")) for line in lines if (m := _KV_CACHE.search(line))]
     return min(found, default=None)
-
-
-def earliest_errors(lines: Iterable[str], limit: int = 3) -> list[str]:
-    """The first distinct error lines over all ranks; later ones are mostly consequences."""
-    found: dict[str, None] = {}
-    for line in lines:
-        plain = _COLOR.sub("", line).rstrip()
-        actor = _ACTOR.match(plain)
-        said = plain[actor.end() :] if actor else plain
-        if _ERROR.match(said):
-            found[f"{said} ({actor['who']})" if actor else said] = None
-        if len(found) == limit:
-            break
-    return list(found)

@@ -118,7 +118,9 @@ class RayRuntime(FakeRuntime):
     """
 
     def __init__(self, host: str, cluster: dict[str, RayRuntime], *, pulled: bool = True) -> None:
-        super().__init__(host, images=[IMAGE] if pulled else [], registry=[IMAGE])
+        super().__init__(
+            host, replies={"sh": ""}, images=[IMAGE] if pulled else [], registry=[IMAGE]
+        )
         self.cluster = cluster
         self.breaks: tuple[int, str] | None = None
         self.probe_breaks: str | None = None

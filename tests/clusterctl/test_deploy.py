@@ -169,6 +169,8 @@ def test_a_failing_engine_is_reported_by_its_earliest_error(
         "  torch.OutOfMemoryError: no room for 4 GiB (RankActor pid=7, ip=127.0.0.3)",
         "  ERROR 01-01 00:00:00 rank 1: torch.OutOfMemoryError: no room for 4 GiB",
         "diagnosis: CUDA out of memory (cuda-oom-load)",
+        "  log of tiny:4: (RankActor pid=7, ip=127.0.0.3) "
+        "torch.OutOfMemoryError: no room for 4 GiB",
     ]
     with cluster.session() as session:
         (found,) = deployments.seen(session)

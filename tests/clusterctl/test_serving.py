@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clusterctl.commands.serve import checked_flags, curl_line, deployment_name
+from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ConfigError, PreflightFailed
 from clusterctl.keys import ApiKey
 from clusterctl.members import command_of, node_of, ray_address
@@ -18,7 +19,7 @@ from clusterctl.raycluster import ExpectedNode, ray_start_argv
 from clusterctl.secret import Secret
 from clusterctl.serving import modelfiles
 from clusterctl.serving.modelfiles import ModelFiles, difference, kind_of
-from clusterctl.serving.phases import Phase, earliest_errors, kv_cache_tokens, phase_of
+from clusterctl.serving.phases import Phase, kv_cache_tokens, phase_of
 from clusterctl.serving.placement import Devices, Placement, devices_in_use, place
 from clusterctl.serving.records import deployment_of, state_of
 from clusterctl.spec import RaySpec, ServeSpec

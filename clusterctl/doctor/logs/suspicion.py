@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from clusterctl.doctor.check import Evidence, Finding
 from clusterctl.doctor.logs.reading import Source, said
@@ -21,6 +21,13 @@ _ECHO = re.compile(
     r"|CancelledError|SystemExit|leaked (?:semaphore|shared_memory)|RayTaskError\(|NotFoundError'"
     r"|died unexpectedly|Executor failed|resource_tracker|GeneratorExit|BadRequest"
 )
+# "(RankActor pid=71, ip=10.0.0.2) ": Ray writes it before what its actors print.
+_ACTOR = re.compile(r"^(?:\x1b\[\d+m)?\((?P<who>\w+ pid=\d+(?:, ip=[\d.]+)?)\)(?:\x1b\[0m)? ?")
+_ERROR = re.compile(
+    r"^(?:ERROR\b|CRITICAL\b|[\w. -]+: error:"
+    r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Failed|Exit)\b(?::|$))"
+)
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
 _WARNED = re.compile(r"\b(?:INFO|WARNING|DEBUG)\b")
 
 
@@ -62,3 +69,17 @@ def _lines(source: Source, after: int) -> Iterator[tuple[Source, int, str]]:
                 yield source, number, text
             if len(seen) == SHOWN:
                 return
+
+
+def earliest_errors(lines: Iterable[str], limit: int = 3) -> list[str]:
+    """The first distinct error lines over all ranks; later ones are mostly consequences."""
+    found: dict[str, None] = {}
+    for line in lines:
+        plain = _COLOR.sub("", line).rstrip()
+        actor = _ACTOR.match(plain)
+        said = plain[actor.end() :] if actor else plain
+        if _ERROR.match(said):
+            found[f"{said} ({actor['who']})" if actor else said] = None
+        if len(found) == limit:
+            break
+    return list(found)
