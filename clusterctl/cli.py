@@ -93,6 +93,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Bring a model onto every node, prove that all are equal, list, remove.",
         MODELS,
     ),
+    "image": Entry(
+        "clusterctl.commands.image:app",
+        "Bring the image onto every node, with a registry or without, and compare what it holds.",
+        MODELS,
+    ),
     "logs": Entry(
         "clusterctl.commands.logs:logs",
         "Show the nodes' logs, merged behind each node's name.",

@@ -21,7 +21,9 @@ def version(name):
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-print(json.dumps([platform.python_version(), version("ray"), version("torch")]))
+nccl = version("nvidia-nccl-cu13") or version("nvidia-nccl-cu12")
+held = [version("ray"), version("torch"), version("vllm"), nccl]
+print(json.dumps([platform.python_version(), *held]))
 """
 
 
@@ -66,5 +68,4 @@ def _contents(link: HostLink, image: str) -> ImageContents:
     result = link.runtime.run_once(image, ["python3", "-c", _PROBE])
     if not result.ok:
         return ImageContents(None, None, None)
-    python, ray, torch = json.loads(result.stdout.splitlines()[-1])
-    return ImageContents(python, ray, torch)
+    return ImageContents(*json.loads(result.stdout.splitlines()[-1]))

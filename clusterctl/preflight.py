@@ -217,6 +217,8 @@ class ImageContents:
     python: str | None
     ray: str | None
     torch: str | None
+    vllm: str | None = None
+    nccl: str | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,16 @@ To = Annotated[
         show_default=False,
     ),
 ]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="NODE",
+        help="The node that has it. Default: this machine.",
+        autocompletion=completion.hosts,
+        show_default=False,
+    ),
+]
 HelperImage = Annotated[
     str | None,
     typer.Option(
@@ -59,16 +69,7 @@ def push(
     config: ConfigFile = None,
     cluster: ClusterName = None,
     hosts: Hosts = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="NODE",
-            help="The node that has it. Default: this machine.",
-            autocompletion=completion.hosts,
-            show_default=False,
-        ),
-    ] = None,
+    source: Source = None,
     to: To = None,
     helper_image: HelperImage = None,
     port: Port = 0,
@@ -97,8 +98,9 @@ def push(
     show_pushed(done, as_json=as_json)
 
 
-def show_pushed(done: Pushed, *, as_json: bool) -> None:
-    """Ends with the exit code of the first thing to fix, where a host failed."""
+def show_pushed(done: Pushed, *, as_json: bool, image: str | None = None) -> None:
+    """Of a model, or of this image. Ends with the exit code of the first thing to fix, where a
+    host failed."""
     from clusterctl.session import all_failures
     from clusterctl.transfer.meter import size_text
 
@@ -106,14 +108,14 @@ def show_pushed(done: Pushed, *, as_json: bool) -> None:
         console.json(pushed_document(done))
     else:
         console.table(
-            ("NODE", "STATE", "RECEIVED", "PASSED ON", "PATH"),
+            ("NODE", "STATE", "RECEIVED", "PASSED ON", "IMAGE" if image else "PATH"),
             [
                 (
                     node,
                     one.state,
                     size_text(one.received + one.fed),
                     size_text(one.sent),
-                    done.place.path(node) if node in done.place.parents else "-",
+                    image or done.place.path(node),
                 )
                 for node, one in done.arrivals.items()
             ],

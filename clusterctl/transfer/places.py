@@ -81,6 +81,15 @@ def _name(path: str) -> str:
     return PurePosixPath(path).name
 
 
+def image_place(roots: Mapping[str, str], image_id: str) -> Place:
+    """Where an image lies unpacked on its way: beside the Engine's own directory, whose disk must
+    take the image in any case. `roots`: that directory, by node."""
+    parents = {
+        node: str(PurePosixPath(root).parent / "clusterctl-images") for node, root in roots.items()
+    }
+    return Place(f"image-{image_id.removeprefix('sha256:')[:12]}", parents)
+
+
 def local_path(model: str, environment: Mapping[str, str]) -> Path:
     """The model on this machine: a directory, or a Hub id in this user's cache."""
     path = Path(model).expanduser()

@@ -8,9 +8,7 @@ Both run in turn within one run, and medians are compared: this machine's mood h
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from page import provenance, write
+
 from clusterctl.cli import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "benchmarks.md"
 HEADING = "## Start of the command line"
 LIMIT = 1.5
 
@@ -78,13 +76,6 @@ def programs(folder: Path) -> dict[str, list[str]]:
 
 def section(medians: dict[str, float], runs: int) -> str:
     bare = medians["bare Typer app, plain help"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
     rows = [
         f"| {name} | {1000 * median:.0f} ms | {median / bare:.2f} |"
         for name, median in medians.items()
@@ -92,23 +83,12 @@ def section(medians: dict[str, float], runs: int) -> str:
     head = [
         HEADING,
         "",
-        f"`scripts/bench/startup.py --write`: medians of {runs} runs in turn; commit {commit}, "
-        f"{datetime.date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores "
-        f"({platform.machine()}), shared.",
+        f"`scripts/bench/startup.py --write`: medians of {runs} runs in turn; {provenance()}.",
         "",
         "| | median | to the bare app |",
         "|---|---|---|",
     ]
     return "\n".join([*head, *rows, ""])
-
-
-def write(text: str) -> None:
-    """Put the section into the page, in place of the one that is there."""
-    page = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
-    before, found, after = page.partition(HEADING)
-    _, next_heading, rest = after.partition("\n## ")
-    tail = f"\n{next_heading.lstrip()}{rest}" if found and next_heading else ""
-    PAGE.write_text(f"{before.rstrip()}\n\n{text}{tail}")
 
 
 def main() -> int:
@@ -121,7 +101,7 @@ def main() -> int:
     text = section(medians, args.runs)
     print(text)
     if args.write:
-        write(text)
+        write(HEADING, text)
     ratio = medians["clusterctl --help"] / medians["bare Typer app, plain help"]
     return 0 if ratio <= LIMIT else 1
 

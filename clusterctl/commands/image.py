@@ -1,0 +1,146 @@
+"""clusterctl image: the same image on every node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clusterctl import console
+from clusterctl.commands.model import HelperImage, Port, Source, show_pushed
+from clusterctl.options import ClusterName, ConfigFile, Hosts, Json, command_group, load_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from clusterctl.preflight import ImageContents
+
+app = command_group(
+    "Bring the image onto every node, with a registry or without, and compare what it holds."
+)
+
+Reference = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[IMAGE]", help="The image. Default: the cluster's.", show_default=False
+    ),
+]
+
+
+@app.command()
+def push(
+    image: Reference = None,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    hosts: Hosts = None,
+    source: Source = None,
+    helper_image: HelperImage = None,
+    port: Port = 0,
+    as_json: Json = False,
+) -> None:
+    """Copy an image from this machine's Docker, or a node's, into every node's, without a registry.
+
+    Each host passes it on to the next; a host that has this very image is left alone.
+    """
+    from clusterctl.hostfilter import choose_nodes
+    from clusterctl.session import Session
+    from clusterctl.transfer import images, models
+
+    spec = load_spec(config=config, cluster=cluster)
+    options = models.Options(helper_image or spec.image, port)
+    names = choose_nodes(spec, [*hosts, *([source] if source else [])] if hosts else None)
+    with (
+        console.progress() as report,
+        Session.connect(spec, names=names, report=report, partial=True) as session,
+    ):
+        done = images.push(session, image or spec.image, options, report, source=source)
+    show_pushed(done, as_json=as_json, image=image or spec.image)
+
+
+@app.command()
+def pull(
+    image: Reference = None,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    hosts: Hosts = None,
+    as_json: Json = False,
+) -> None:
+    """Pull an image from its registry on every node at once."""
+    from clusterctl import images
+    from clusterctl.hostfilter import choose_nodes
+    from clusterctl.session import Session
+    from clusterctl.transfer.images import image_ids
+
+    spec = load_spec(config=config, cluster=cluster)
+    names, wanted = choose_nodes(spec, hosts), image or spec.image
+    with (
+        console.progress() as report,
+        Session.connect(spec, names=names, report=report) as session,
+    ):
+        images.pull(session, wanted, names, report)
+        ids = image_ids(session, wanted)
+    if as_json:
+        nodes = [{"name": node, "id": found} for node, found in ids.items()]
+        document = {"schema_version": console.SCHEMA_VERSION, "image": wanted, "nodes": nodes}
+        console.json(document)
+        return
+    console.table(("NODE", "IMAGE"), [(node, _short(found)) for node, found in ids.items()])
+
+
+@app.command()
+def verify(
+    image: Reference = None,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    hosts: Hosts = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an image over all nodes: its id, and its Python, Ray, torch, vLLM and NCCL."""
+    from dataclasses import asdict
+
+    from clusterctl import images
+    from clusterctl.hostfilter import choose_nodes
+    from clusterctl.journal import Journal
+    from clusterctl.session import Session
+    from clusterctl.transfer.images import image_ids
+
+    spec = load_spec(config=config, cluster=cluster)
+    names, wanted = choose_nodes(spec, hosts), image or spec.image
+    with Session.connect(spec, names=names) as session:
+        ids = image_ids(session, wanted)
+        there = [node for node, found in ids.items() if found is not None]
+        held = images.contents(session, wanted, there, Journal())
+    equal = len(set(ids.values())) == 1 and len(there) == len(names)
+    if as_json:
+        nodes = [
+            {"name": node, "id": ids[node], **(asdict(held[node]) if node in held else {})}
+            for node in ids
+        ]
+        console.json(
+            {
+                "schema_version": console.SCHEMA_VERSION,
+                "image": wanted,
+                "equal": equal,
+                "nodes": nodes,
+            }
+        )
+    else:
+        show_held(ids, held)
+        said = "equal on all nodes" if equal else "NOT equal on all nodes"
+        console.line(f"{wanted}: {said}")
+    raise typer.Exit(0 if equal else 1)
+
+
+def show_held(ids: Mapping[str, str | None], held: Mapping[str, ImageContents]) -> None:
+    from dataclasses import astuple
+
+    columns = ("NODE", "IMAGE", "PYTHON", "RAY", "TORCH", "VLLM", "NCCL")
+    rows = []
+    for node, found in ids.items():
+        versions = astuple(held[node]) if node in held else (None,) * 5
+        rows.append((node, _short(found), *(version or "-" for version in versions)))
+    console.table(columns, rows)
+
+
+def _short(image_id: str | None) -> str:
+    return "absent" if image_id is None else image_id.removeprefix("sha256:")[:12]
