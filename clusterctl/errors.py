@@ -24,17 +24,26 @@ EXIT_INTERRUPTED = 130
 class ClusterctlError(Exception):
     """A failure a user can act on: what happened, on which host, and what to do about it.
 
-    `code` is the stable name used in `--json`; `exit_code` is what the process ends with.
+    `code` is the stable name used in `--json`; `exit_code` is what the process ends with; `cause`
+    the slug of the root cause, where it is known (`doctor`).
     """
 
     code = "failed"
     exit_code = 1
 
-    def __init__(self, message: str, *, host: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        cause: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.host = host
         self.hint = hint
+        self.cause = cause
 
 
 class ConfigError(ClusterctlError):

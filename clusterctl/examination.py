@@ -5,42 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from clusterctl import network, pairprobe
+from clusterctl import pairprobe
 from clusterctl.doctor.check import Finding, run_checks
+from clusterctl.doctor.checks import judge
 from clusterctl.doctor.pairs import PAIR_CHECKS, Pairs
-from clusterctl.errors import ClusterctlError, PreflightFailed
+from clusterctl.errors import ClusterctlError
+from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.fanout import Done, Failed
-from clusterctl.preflight import Candidate, preflight
+from clusterctl.planning import choose_addresses
 from clusterctl.session import Session
 
 
-def examine(session: Session, *, deep: bool = False) -> list[Finding]:
+def examine(
+    session: Session, report: Report, *, model: str | None = None, deep: bool = False
+) -> list[Finding]:
     """Every finding of every host, those in order included. A host that cannot be reached, or does
-    not answer, is a finding too. `deep`: let the hosts try each other as well."""
-    outcomes = session.each(session.facts_of)
+    not answer, is a finding too. `model`: a path or Hub id to look at on every host.
+    `deep`: let the hosts try each other as well."""
+    report(Event("begin", "facts"))
+    outcomes = session.each(lambda link: session.facts_of(link, model))
     facts = {name: out.value for name, out in outcomes.items() if isinstance(out, Done)}
     silent = {name: out.error for name, out in outcomes.items() if isinstance(out, Failed)}
-    candidates = (
-        Candidate(session.spec, node, facts[node.name])
-        for node in session.spec.nodes
-        if node.name in facts
-    )
+    report(Event("done", "facts", f"{len(facts)} hosts"))
     lost = {**session.failures, **silent}
-    found = [*(unreached(name, error) for name, error in lost.items()), *preflight(candidates)]
-    return [*found, *_try_each_other(session, facts)] if deep else found
-
-
-def _try_each_other(session: Session, facts: Mapping[str, HostFacts]) -> list[Finding]:
-    here = [node for node in session.spec.nodes if node.name in facts]
-    if len(here) < 2:
-        return list(run_checks(PAIR_CHECKS, [Pairs({})]))
-    try:
-        chosen = network.candidates(replace(session.spec, nodes=tuple(here)), facts)[0]
-    except PreflightFailed as error:
-        return [Finding("net.pairs-tried", None, error.host, "fail", error.message, fix=error.hint)]
-    return list(run_checks(PAIR_CHECKS, [pairprobe.probe(session, facts, chosen)]))
+    return [
+        *(unreached(name, error) for name, error in lost.items()),
+        *judge(session.spec, facts),
+        *_ways(session, facts, report, deep),
+    ]
 
 
 def unreached(host: str, error: ClusterctlError) -> Finding:
-    return Finding("ssh.reach", None, host, "fail", error.message, fix=error.hint)
+    return Finding("ssh.reach", error.cause, host, "fail", error.message, fix=error.hint)
+
+
+def _ways(
+    session: Session, facts: Mapping[str, HostFacts], report: Report, deep: bool
+) -> list[Finding]:
+    """Between the hosts that answered. Without the head nobody knows where Ray's would lead."""
+    spec = session.spec
+    if spec.head not in facts:
+        reason = "the ways between the hosts were not tried: the head does not answer"
+        return [Finding("net.reach", None, None, "unknown", reason)] if len(facts) > 1 else []
+    answered = tuple(node for node in spec.nodes if node.name in facts)
+    links = {name: link for name, link in session.links.items() if name in facts}
+    present = replace(session, spec=replace(spec, nodes=answered), links=links)
+    said, chosen = choose_addresses(present, facts, report)
+    if not deep:
+        return said
+    report(Event("begin", "pairs"))
+    tried = pairprobe.probe(present, facts, chosen) if len(chosen) > 1 else Pairs({})
+    report(Event("done", "pairs"))
+    return [*said, *run_checks(PAIR_CHECKS, [tried])]

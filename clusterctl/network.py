@@ -31,16 +31,6 @@ class ChosenAddress:
 
 
 @dataclass(frozen=True)
-class AddressWarning:
-    """Something that lets a cluster form and a collective hang. `cause`: its slug."""
-
-    cause: str
-    host: str
-    message: str
-    hint: str
-
-
-@dataclass(frozen=True)
 class Option:
     """One address that a node could use."""
 
@@ -70,12 +60,6 @@ def candidates(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> Sequence[Ch
     if not distinct:
         raise _nothing(spec, facts, found)
     return distinct
-
-
-def address_warnings(chosen: Chosen, facts: Mapping[str, HostFacts]) -> Iterator[AddressWarning]:
-    for name, choice in chosen.items():
-        yield from _same_subnet_twice(name, choice, facts[name])
-        yield from _name_on_loopback(name, facts[name])
 
 
 # What a node may use
@@ -266,46 +250,3 @@ def _way_out(spec: ClusterSpec, seen: Mapping[str, Sequence[Option]]) -> str:
 def _listed(options: Sequence[Option]) -> str:
     shown = [f"{o.ip}/{o.network.prefixlen} ({o.interface.name})" for o in options if _is_ipv4(o)]
     return ", ".join(shown) or "no address"
-
-
-# What will bite later
-
-
-def _same_subnet_twice(
-    name: str, choice: ChosenAddress, facts: HostFacts
-) -> Iterator[AddressWarning]:
-    bound = [
-        (interface.name, ipaddress.ip_interface(f"{address.ip}/{address.prefix}"))
-        for interface in facts.interfaces
-        for address in interface.addresses
-        if interface.up
-    ]
-    networks = [own.network for _, own in bound if str(own.ip) == choice.address]
-    others = [
-        other for other, own in bound if own.network in networks and other != choice.interface
-    ]
-    if others:
-        yield AddressWarning(
-            "multi-nic-same-subnet-hang",
-            name,
-            f"{choice.interface} and {', '.join(others)} are in one subnet, {networks[0]}: packets "
-            "may leave by the other one, and Ray or NCCL then waits forever",
-            f"give each interface a subnet of its own, or take the address off {', '.join(others)}",
-        )
-
-
-def _name_on_loopback(name: str, facts: HostFacts) -> Iterator[AddressWarning]:
-    loopback = [ip for ip in facts.host.hostname_resolves_to or () if _is_loopback(ip)]
-    if loopback:
-        yield AddressWarning(
-            "hostname-resolves-loopback",
-            name,
-            f"its own name {facts.host.hostname} leads to {loopback[0]}: a program that announces "
-            "itself by name is not found by the others",
-            f"in its /etc/hosts, let {facts.host.hostname} stand beside its private address "
-            f"instead of {loopback[0]}",
-        )
-
-
-def _is_loopback(ip: str) -> bool:
-    return ipaddress.ip_address(ip.partition("%")[0]).is_loopback

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from clusterctl import hoststate, network, reach
 from clusterctl.config import spec_from_dict
-from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
+from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.check import Finding
 from clusterctl.errors import PreflightFailed
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.launch import LaunchPlan, Place, expected_nodes, plan
 from clusterctl.links import HostLink, Opener
-from clusterctl.preflight import Candidate, preflight, refuse
+from clusterctl.preflight import preflight, refuse
 from clusterctl.raycluster import ExpectedNode
 from clusterctl.runtime import SeenContainer
 from clusterctl.session import Session, results
@@ -52,7 +52,8 @@ def prospect(session: Session, report: Report, leaving: Session | None) -> Prosp
     facts = session.facts()
     hosts = results(session.each(lambda link: _look(spec, link, facts[link.name])))
     report(Event("done", "facts", f"{len(facts)} hosts"))
-    findings, chosen = _judge(session, facts, hosts, report)
+    said, chosen = choose_addresses(session, facts, report)
+    findings = [*preflight(spec, facts), *said]
     refuse(findings)
     places = {
         node.name: _place(spec, session.link(node.name), facts[node.name], hosts, chosen)
@@ -79,46 +80,19 @@ def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
     )
 
 
-def _judge(
-    session: Session,
-    facts: Mapping[str, HostFacts],
-    hosts: Mapping[str, _Host],
-    report: Report,
+def choose_addresses(
+    session: Session, facts: Mapping[str, HostFacts], report: Report
 ) -> tuple[list[Finding], network.Chosen]:
-    spec = session.spec
-    findings = preflight(
-        Candidate(
-            spec,
-            node,
-            facts[node.name],
-            occupied=_occupied(node.name, facts[node.name], hosts[node.name]),
-            missing_directories=facts[node.name].missing_directories,
-        )
-        for node in spec.nodes
-    )
+    """What is to be said of the ways between the hosts, and the addresses to use; none where there
+    is nothing to choose."""
     try:
         reached = addresses(session, facts, report)
     except PreflightFailed as error:
-        failed = Finding("network.address", None, error.host, "fail", error.message, fix=error.hint)
-        return [*findings, failed], {}
-    warnings = [
-        Finding(
-            "network.address",
-            warning.cause,
-            warning.host,
-            "warn",
-            warning.message,
-            fix=warning.hint,
+        failed = Finding(
+            "net.address", "no-common-network", error.host, "fail", error.message, fix=error.hint
         )
-        for warning in network.address_warnings(reached.chosen, facts)
-    ]
-    return [*findings, *reached.findings, *warnings], reached.chosen
-
-
-def _occupied(name: str, facts: HostFacts, host: _Host) -> bool:
-    """Whether the ports in use may be our own. A Docker that is stopped hides its containers."""
-    ours = any(one.labels.get(LABEL_NODE) == name for one in host.containers)
-    return ours or facts.docker.error is not None
+        return [failed], {}
+    return list(reached.findings), reached.chosen
 
 
 def addresses(session: Session, facts: Mapping[str, HostFacts], report: Report) -> reach.Reached:

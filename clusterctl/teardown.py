@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from clusterctl import hoststate, lock
 from clusterctl.containers import LABEL_CLUSTER
+from clusterctl.doctor.ray import ports_in_use
 from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.execution import take_down
 from clusterctl.facts.types import HostFacts
 from clusterctl.links import HostLink, Opener
 from clusterctl.planning import left_behind
-from clusterctl.preflight import ports_in_use
 from clusterctl.session import Session, all_failures, results
 from clusterctl.spec import ClusterSpec
 

@@ -8,13 +8,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clusterctl import console
-from clusterctl.errors import NoCluster
-from clusterctl.options import ClusterName, ConfigFile, Head, Json, Workers, load_spec
+from clusterctl.errors import ConfigError, NoCluster
+from clusterctl.options import (
+    AcceptNewHostKeys,
+    ClusterName,
+    ConfigFile,
+    Head,
+    Json,
+    SshConfig,
+    Workers,
+    load_spec,
+    split_commas,
+)
 
 if TYPE_CHECKING:
     from clusterctl.doctor.check import Finding
     from clusterctl.spec import ClusterSpec
 
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Look at this model on every host: an absolute path or a Hub id.",
+        show_default=False,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="CHECK",
+        help="Only these checks, by id, glob or tag; repeat it, or separate by commas.",
+        callback=split_commas,
+        show_default=False,
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip",
+        metavar="CHECK",
+        help="Not these checks; as --only.",
+        callback=split_commas,
+        show_default=False,
+    ),
+]
 All = Annotated[
     bool, typer.Option("--all", help="Show what is in order and what does not apply, too.")
 ]
@@ -33,6 +72,16 @@ Deep = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 1 for warnings and for what is not known, too.")
 ]
+List = Annotated[bool, typer.Option("--list", help="List all checks, and stop.")]
+Explain = Annotated[
+    str | None,
+    typer.Option(
+        "--explain",
+        metavar="CHECK",
+        help="Say what a check looks at and why it matters, and stop.",
+        show_default=False,
+    ),
+]
 
 
 def doctor(
@@ -40,46 +89,67 @@ def doctor(
     cluster: ClusterName = None,
     head: Head = None,
     worker: Workers = None,
+    ssh_config: SshConfig = None,
+    accept_new_host_keys: AcceptNewHostKeys = False,
     logs: Logs = None,
-    strict: Strict = False,
+    model: Model = None,
     deep: Deep = False,
+    only: Only = None,
+    skip: Skip = None,
+    strict: Strict = False,
     show_all: All = False,
+    list_checks: List = False,
+    explain: Explain = None,
     as_json: Json = False,
 ) -> None:
     """Find what will fail on the hosts, or has failed, with its cause and its fix.
 
-    Without any cluster it looks at this machine.
+    Without any cluster it looks at this machine. Exit code 1 when a check fails.
 
     \b
       clusterctl doctor
       clusterctl doctor --head gpu01 --worker gpu02 --json
-      clusterctl doctor --deep
+      clusterctl doctor --deep --model /models/llama
       clusterctl doctor --logs rank0.log --logs rank1.log
     """
     from clusterctl.doctor.check import exit_code
+    from clusterctl.doctor.checks import Choice
 
+    if list_checks or explain:
+        tell(explain, as_json)
+        return
     if logs:
         from clusterctl.doctor.logs import diagnose
 
-        found: Sequence[Finding] = diagnose(logs)
+        chosen: Sequence[Finding] = diagnose(logs)
     else:
-        found = examined(config, cluster, head, worker, deep=deep)
-    show(found, show_all=show_all, as_json=as_json)
-    raise typer.Exit(exit_code(found, strict=strict))
+        choice = Choice(tuple(only or ()), tuple(skip or ()))
+        choice.require_known()
+        try:
+            spec = load_spec(
+                config=config,
+                cluster=cluster,
+                head=head,
+                workers=worker,
+                ssh_config=ssh_config,
+                accept_new_host_keys=accept_new_host_keys,
+            )
+        except NoCluster:
+            spec = this_machine()
+        chosen = [one for one in examined(spec, model, deep) if choice.takes(one.check or "")]
+    show(chosen, show_all=show_all, as_json=as_json)
+    raise typer.Exit(exit_code(chosen, strict=strict))
 
 
-def examined(
-    config: ConfigFile, cluster: ClusterName, head: Head, worker: Workers, *, deep: bool
-) -> Sequence[Finding]:
+def examined(spec: ClusterSpec, model: str | None, deep: bool) -> Sequence[Finding]:
     from clusterctl.examination import examine
     from clusterctl.session import Session
 
-    try:
-        spec = load_spec(config=config, cluster=cluster, head=head, workers=worker)
-    except NoCluster:
-        spec = this_machine()
-    with Session.connect(spec, partial=True) as session:
-        return examine(session, deep=deep)
+    with (
+        console.progress() as report,
+        Session.connect(spec, report=report, partial=True) as session,
+    ):
+        return examine(session, report, model=model, deep=deep)
 
 
 def this_machine() -> ClusterSpec:
@@ -87,6 +157,23 @@ def this_machine() -> ClusterSpec:
 
     node = NodeSpec("localhost", "localhost")
     return ClusterSpec("localhost", (node,), node.name, devices=DevicesSpec("cpu", 1))
+
+
+def tell(id: str | None, as_json: bool) -> None:
+    """Of one check, or of all."""
+    from clusterctl.doctor.checks import ALL
+
+    if id is not None and id not in ALL:
+        raise ConfigError(f"no check is called {id!r}", hint="clusterctl doctor --list")
+    shown = [ALL[id]] if id else list(ALL.values())
+    if as_json:
+        records = [one.document() for one in shown]
+        console.json({"schema_version": console.SCHEMA_VERSION, "checks": records})
+    elif id:
+        console.line(shown[0].explained())
+    else:
+        rows = [(one.id, one.scope, ", ".join(sorted(one.tags)), one.title) for one in shown]
+        console.table(("CHECK", "SCOPE", "TAGS", "TITLE"), rows)
 
 
 def show(found: Sequence[Finding], *, show_all: bool, as_json: bool) -> None:

@@ -156,6 +156,25 @@ class Check(Generic[Subject]):
     def why(self) -> str:
         return " ".join((inspect.getdoc(self.judge) or "").split())
 
+    def document(self) -> dict[str, Any]:
+        """One entry of `checks` in `doctor --list --json`."""
+        return {
+            "id": self.id,
+            "title": self.title,
+            "cause": self.cause,
+            "scope": self.scope,
+            "tags": sorted(self.tags),
+            "needs": list(self.needs),
+            "why": self.why,
+        }
+
+    def explained(self) -> str:
+        """What `doctor --explain` prints."""
+        about = [f"scope {self.scope}", *(f"tag {tag}" for tag in sorted(self.tags))]
+        about += [f"cause {self.cause}"] if self.cause else []
+        about += [f"needs {need}" for need in self.needs]
+        return f"{self.id}: {self.title}\n{', '.join(about)}\n\n{self.why}"
+
 
 def check(
     id: str,

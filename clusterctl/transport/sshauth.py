@@ -140,4 +140,5 @@ def _refused(
         host=host,
         hint=f"try `ssh -p {target.port} {target.user}@{target.hostname}`; "
         "add the key with ssh-add, or name it as `identity` of the host",
+        cause="ssh-permission-denied",
     )

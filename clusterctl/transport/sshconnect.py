@@ -74,6 +74,7 @@ def _no_road(target: SshTarget, error: OSError, host: str, timeout: float) -> Un
             f"the name {target.hostname!r} does not resolve",
             host=host,
             hint="check the spelling, or give the host's IP as its `address`",
+            cause="hostname-unresolved",
         )
     if isinstance(error, TimeoutError):
         return Unreachable(
@@ -81,12 +82,14 @@ def _no_road(target: SshTarget, error: OSError, host: str, timeout: float) -> Un
             host=host,
             hint=f"the host is down, or a firewall drops TCP port {target.port}: `ping "
             f"{target.hostname}` tells which",
+            cause="ssh-timeout-host-down",
         )
     if isinstance(error, ConnectionRefusedError):
         return Unreachable(
             f"nothing listens at {target.hostname}:{target.port}",
             host=host,
             hint="`sudo systemctl start ssh` there, or give the `port` where its sshd listens",
+            cause="ssh-refused",
         )
     return Unreachable(f"{target.where} cannot be reached: {error.strerror or error}", host=host)
 
@@ -212,6 +215,7 @@ def distrust(judgement: Judgement, key: HostKey, target: SshTarget, host: str) -
             f"the host key of {where} is not known ({shown})",
             host=host,
             hint=f"compare the fingerprint, then `{scan}`; or --accept-new-host-keys",
+            cause="ssh-host-key-unknown",
         )
     if judgement.verdict == "changed":
         recorded = judgement.lines[0].where.rpartition(":")[0]
@@ -220,6 +224,7 @@ def distrust(judgement: Judgement, key: HostKey, target: SshTarget, host: str) -
             "The host was reinstalled, or someone is in between",
             host=host,
             hint=f"when you know why: `ssh-keygen -R '{name}' -f {recorded}`, then `{scan}`",
+            cause="ssh-host-key-changed",
         )
     if judgement.verdict == "revoked":
         return Unreachable(f"the host key of {where} ({shown}) is revoked by {lines}", host=host)

@@ -16,7 +16,7 @@ from clusterctl.facts.types import (
     HostInfo,
     Interface,
 )
-from clusterctl.network import AddressWarning, address_warnings, candidates, choose_addresses
+from clusterctl.network import candidates, choose_addresses
 from clusterctl.spec import ClusterSpec, NetworkSpec, NodeSpec
 
 LO = Interface("lo", True, (Address("127.0.0.1", 8),), 65536, None, "00:00:00:00:00:00")
@@ -256,33 +256,3 @@ class TestOneNode:
         networked = host("localhost", nic("eth0", "10.0.0.1/24"))
         assert choice(local, networked) == {"localhost": "10.0.0.1 eth0"}
         refused(cluster("remote"), host("remote"))
-
-
-class TestWarnings:
-    def test_two_interfaces_in_one_subnet(self) -> None:
-        a = host("a", nic("eth0", "10.0.0.1/24", speed=10), nic("eth1", "10.0.0.9/24"))
-        b = host("b", nic("eth0", "10.0.0.2/24"))
-        chosen = choose_addresses(AB, facts(a, b))
-        assert list(address_warnings(chosen, facts(a, b))) == [
-            AddressWarning(
-                "multi-nic-same-subnet-hang",
-                "a",
-                "eth0 and eth1 are in one subnet, 10.0.0.0/24: packets may leave by the other one, "
-                "and Ray or NCCL then waits forever",
-                "give each interface a subnet of its own, or take the address off eth1",
-            )
-        ]
-
-    def test_a_hostname_that_leads_to_loopback(self) -> None:
-        a = host("a", nic("eth0", "10.0.0.1/24"), resolves_to=("127.0.1.1",))
-        b = host("b", nic("eth0", "10.0.0.2/24"), resolves_to=None)
-        chosen = choose_addresses(AB, facts(a, b))
-        (warning,) = address_warnings(chosen, facts(a, b))
-        assert warning.message == (
-            "its own name a leads to 127.0.1.1: a program that announces itself by name is not "
-            "found by the others"
-        )
-
-    def test_nothing_to_say(self) -> None:
-        a = host("a", nic("eth0", "10.0.0.1/24"), resolves_to=("10.0.0.1", "fe80::1%eth0"))
-        assert list(address_warnings(choose_addresses(cluster("a"), facts(a)), facts(a))) == []

@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import pytest
 
+from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.check import Finding, troubles
 from clusterctl.errors import PreflightFailed
-from clusterctl.facts.types import Disk, DockerFacts, Gpu, GpuFacts, HostFacts, Listener
-from clusterctl.preflight import (
-    Candidate,
-    ImageContents,
-    judge_images,
-    preflight,
-    refuse,
+from clusterctl.facts.types import (
+    Disk,
+    DockerContainer,
+    DockerFacts,
+    Gpu,
+    GpuFacts,
+    HostFacts,
+    Listener,
 )
+from clusterctl.preflight import ImageContents, judge_images, preflight, refuse
 from clusterctl.spec import DevicesSpec
 from tests.clusterctl.hosts import host_facts, spec_of
 
@@ -27,14 +30,10 @@ def found(
     facts: HostFacts = HEALTHY,
     spec: object = SPEC,
     name: str = "gpu01",
-    *,
-    occupied: bool = False,
-    missing: tuple[str, ...] = (),
 ) -> dict[str, Finding]:
     """Findings other than ok, by check."""
     assert isinstance(spec, type(SPEC))
-    one = Candidate(spec, spec.node(name), facts, occupied, missing)
-    return {finding.check or "": finding for finding in troubles(preflight([one]))}
+    return {one.check or "": one for one in troubles(preflight(spec, {name: facts}))}
 
 
 def with_gpus(count: int) -> HostFacts:
@@ -70,7 +69,7 @@ def test_gpus() -> None:
     assert "gpu.count" not in found(with_gpus(8), spec)
     nine = replace(SPEC, devices=DevicesSpec("gpu", 9))
     assert found(with_gpus(8), nine)["gpu.count"].message == "8 GPUs on this host, 9 asked for"
-    assert found(with_gpus(8), spec)["gpu.runtime"].verdict == "warn"
+    assert found(with_gpus(8), spec)["docker.gpu-runtime"].verdict == "warn"
 
 
 def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
@@ -79,7 +78,8 @@ def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
         "ports that Ray needs are in use: 6379 (GCS, used by redis-server)"
     )
     assert found(facts, name="gpu02") == {}  # a worker needs no GCS port
-    assert found(facts, occupied=True) == {}  # it may be our own
+    ours = DockerContainer("c1", "clusterctl-test-gpu01", "i", "running", {LABEL_CLUSTER: "test"})
+    assert found(replace(facts, docker=replace(facts.docker, containers=(ours,)))) == {}
 
 
 def test_unknown_is_its_own_answer() -> None:
@@ -88,25 +88,25 @@ def test_unknown_is_its_own_answer() -> None:
 
 def test_disk_clock_and_shm() -> None:
     small = (Disk("/var/lib/docker", 10**12, 10**9), Disk("/dev/shm", 64 << 20, 64 << 20))
-    host = replace(HEALTHY.host, disks=small, clock_offset_s=-30.0)
+    host = replace(HEALTHY.host, disks=small, clock_offset_s=-20.0)
     findings = found(replace(HEALTHY, host=host))
     assert {check: finding.verdict for check, finding in findings.items()} == {
         "docker.disk": "fail",
         "host.clock": "warn",
         "host.shm": "warn",
     }
-    assert findings["host.clock"].message == "its clock is -30 s off ours"
+    assert findings["host.clock"].message == "its clock is -20 s off ours"
 
 
 def test_directories_to_mount() -> None:
-    finding = found(missing=("/models",))["host.directories"]
+    finding = found(replace(HEALTHY, missing_directories=("/models",)))["host.directories"]
     assert (finding.verdict, finding.message) == ("fail", "not on this host: /models")
 
 
 def test_one_machine_under_two_names() -> None:
     nodes = tuple(replace(node, address="10.0.0.11") for node in SPEC.nodes)
     spec = replace(SPEC, nodes=nodes)
-    findings = preflight(Candidate(spec, node, HEALTHY) for node in spec.nodes)
+    findings = preflight(spec, {node.name: HEALTHY for node in spec.nodes})
     failed = [one for one in findings if one.verdict == "fail"]
     assert [(one.host, one.message) for one in failed] == [
         ("gpu02", "is the same machine as gpu01")
@@ -116,10 +116,11 @@ def test_one_machine_under_two_names() -> None:
 def test_all_problems_of_all_hosts_are_one_error() -> None:
     stopped = replace(HEALTHY, docker=DockerFacts(error="no answer"))
     findings = preflight(
-        [
-            Candidate(SPEC, SPEC.node("gpu01"), stopped),
-            Candidate(SPEC, SPEC.node("gpu02"), HEALTHY, missing_directories=("/models",)),
-        ]
+        SPEC,
+        {
+            "gpu01": stopped,
+            "gpu02": replace(host_facts("gpu02", "10.0.0.12"), missing_directories=("/models",)),
+        },
     )
     with pytest.raises(PreflightFailed) as raised:
         refuse(findings)

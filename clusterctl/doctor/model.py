@@ -1,0 +1,129 @@
+"""Checks of the model that is to be served (`--model`), on every host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clusterctl.doctor.check import Answer, Check, Said, check, fail, ok, skip, warn
+from clusterctl.doctor.subject import Cluster, Host
+from clusterctl.facts.types import ModelFacts
+
+
+@check("model.present", "The model is on the host", tags=["model"])
+def present(one: Host) -> Said:
+    """Every rank loads its own part from its own host. A path that is not there is taken for a Hub
+    id, and the error then speaks of repositories."""
+    model = one.facts.model
+    if model is None:
+        return skip("no --model was named")
+    if model.exists:
+        return ok(f"{len(model.files)} files")
+    if model.path.startswith("/"):
+        return fail(
+            f"{model.path} is not on this host",
+            "copy it to the same path on every host",
+            cause="model-path-missing",
+            values={"path": model.path},
+        )
+    if one.spec.env.get("HF_HUB_OFFLINE") == "1":
+        return fail(
+            f"{model.path} is not in the cache, and HF_HUB_OFFLINE=1 forbids to fetch it",
+            f"huggingface-cli download {model.path} on the host",
+            cause="hf-offline-not-cached",
+        )
+    return ok("not in the cache yet: it will be downloaded")
+
+
+@check("model.complete", "The model's files are whole", tags=["model"])
+def complete(one: Host) -> Said:
+    """A copy or a download that was cut off shows in the header of the file, before any rank has
+    loaded for minutes."""
+    model = one.facts.model
+    if model is None or not model.exists:
+        return skip("no model is there to look at")
+    return list(_broken(model)) or [ok(f"{len(model.files)} files")]
+
+
+def _broken(model: ModelFacts) -> list[Answer]:
+    again = f"copy it again: rsync -a --checksum HEAD:{model.path}/ {model.path}/"
+    short = [f for f in model.files if f.declared is not None and f.size != f.declared]
+    said = [
+        fail(
+            f"{f.name} has {f.size:,} bytes, its header asks for {f.declared:,}"
+            if f.declared
+            else f"{f.name} is no safetensors file, or cut off in its header",
+            again,
+            cause="safetensors-truncated",
+            values={"file": f.name},
+        )
+        for f in short
+    ]
+    if model.missing:
+        said.append(
+            fail(
+                f"the index names files that are not there: {', '.join(model.missing[:3])}",
+                again,
+                cause="model-weights-missing",
+                values={"files": " ".join(model.missing)},
+            )
+        )
+    return said
+
+
+@check("model.token", "The Hub would let us in", cause="hf-gated-403", tags=["model"])
+def token(one: Host) -> Said:
+    """Each host downloads for itself: a token on the head alone is a 401 on the workers. It is only
+    looked for, never read; whether the licence was accepted the Hub alone knows."""
+    model = one.facts.model
+    if model is None or model.path.startswith("/") or model.exists:
+        return skip("nothing is to be downloaded")
+    if one.facts.host.hf_token or one.spec.env.get("HF_TOKEN"):
+        return ok("there is a token")
+    return warn(
+        "no Hugging Face token: a gated model cannot be fetched",
+        "huggingface-cli login",
+        confidence=0.3,
+    )
+
+
+@check(
+    "model.equal",
+    "All hosts have the same model",
+    cause="model-files-differ",
+    scope="cluster",
+    tags=["model"],
+)
+def equal(whole: Cluster) -> Said:
+    """Ranks that loaded different files answer nonsense, or not at all."""
+    known = {n: h.facts.model for n, h in whole.hosts.items() if h.facts.model}
+    there = {n: model for n, model in known.items() if model.exists}
+    if len(there) < 2:
+        return skip("no two hosts have the model")
+    head, *others = there
+    said = [a for name in others if (a := _difference(name, there[name], head, there[head]))]
+    return said or [ok(f"{len(there)} hosts")]
+
+
+def _difference(name: str, here: ModelFacts, head: str, there: ModelFacts) -> Answer | None:
+    ours, theirs = _sizes(here), _sizes(there)
+    odd = [file for file in sorted({*ours, *theirs}) if ours.get(file) != theirs.get(file)]
+    if not odd and dict(here.digests) == dict(there.digests):
+        return None
+    what = (
+        f"{odd[0]}: {ours.get(odd[0])} bytes, {theirs.get(odd[0])} on {head}"
+        if odd
+        else ("config.json or the index has other content")
+    )
+    return fail(
+        f"its copy of {here.path} differs from {head}'s ({what})",
+        f"copy it again: rsync -a --checksum {head}:{here.path}/ {name}:{here.path}/",
+        host=name,
+    )
+
+
+def _sizes(model: ModelFacts) -> Mapping[str, int]:
+    return {file.name: file.size for file in model.files}
+
+
+CHECKS: tuple[Check[Host], ...] = (present, complete, token)
+CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (equal,)

@@ -1,0 +1,50 @@
+"""What checks look at: a host as a node of the cluster, and the cluster as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clusterctl.containers import LABEL_CLUSTER
+from clusterctl.facts.types import Gpu, HostFacts
+from clusterctl.launch import devices_of
+from clusterctl.spec import ClusterSpec, NodeSpec
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host that is, or is to become, a node."""
+
+    spec: ClusterSpec
+    node: NodeSpec
+    facts: HostFacts
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def nvidia(self) -> tuple[Gpu, ...]:
+        return tuple(gpu for gpu in self.facts.gpu.gpus if gpu.vendor == "nvidia")
+
+    @property
+    def gives_gpus(self) -> bool:
+        return devices_of(self.spec, self.node, self.facts)[0] == "gpu"
+
+    @property
+    def occupied(self) -> bool:
+        """Whether the ports in use may be our own node's. A Docker that is stopped, or does not
+        list its containers, hides it."""
+        seen = self.facts.docker.containers
+        if self.facts.docker.error is not None or seen is None:
+            return self.spec.runtime == "docker"
+        return any(one.labels.get(LABEL_CLUSTER) == self.spec.name for one in seen)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All hosts that answered, by node name."""
+
+    spec: ClusterSpec
+    hosts: Mapping[str, Host]
+    name: None = None
