@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from clusterctl.containers import container_name
+from clusterctl.doctor.catalogue import CATALOGUE
 from clusterctl.doctor.check import Check, Finding, run_checks
 from clusterctl.doctor.checks import CLUSTER_CHECKS, HOST_CHECKS, Choice
+from clusterctl.doctor.pairs import PAIR_CHECKS
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import (
@@ -327,3 +329,10 @@ def test_checks_are_chosen_by_id_glob_and_tag(choice: Choice, taken: bool) -> No
 def test_a_word_that_fits_no_check_is_refused() -> None:
     with pytest.raises(ConfigError, match="no check is called 'gpu.eec'"):
         Choice(only=("gpu.eec",)).require_known()
+
+
+def test_every_failure_of_the_catalogue_has_a_check_that_exists_or_a_reason() -> None:
+    known = {*ALL, *(one.id for one in PAIR_CHECKS)}
+    for failure in CATALOGUE:
+        assert failure.checks or failure.otherwise, failure.what
+        assert set(failure.checks) <= known, failure.what
