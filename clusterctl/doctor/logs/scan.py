@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clusterctl.doctor.logs.reading import Block, Source, level_of
-from clusterctl.doctor.logs.signature import Pattern, Signature, compiled, literals
+from clusterctl.doctor.logs.signature import Pattern, Signature, literals
 
 KEPT_HITS = 20
 QUIET = ("DEBUG", "INFO", "WARNING", "WARN")
@@ -115,11 +115,11 @@ def _lines_with(block: Block, literal: bytes) -> Iterator[int]:
 
 def _stands(regex: re.Pattern[str], block: Block) -> bool:
     """Anywhere in a line, as the log has it."""
-    for literal in literals(regex.pattern):
-        for index in _lines_with(block, literal):
-            if compiled(regex.pattern).search(block.lines[index]):
-                return True
-    return False
+    return any(
+        regex.search(block.lines[index])
+        for literal in literals(regex.pattern)
+        for index in _lines_with(block, literal)
+    )
 
 
 def _counts(hit: Hit, found: Scan) -> bool:

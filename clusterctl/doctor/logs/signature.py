@@ -18,13 +18,6 @@ _KEYS = {"regex", "sure", "any_level", "stays", "given", "unless", "distinct"}
 
 
 @dataclass(frozen=True)
-class Condition:
-    """A text that stands, or does not stand, anywhere in the logs of the failure."""
-
-    regex: re.Pattern[str]
-
-
-@dataclass(frozen=True)
 class Pattern:
     """One wording of a cause.
 
@@ -106,6 +99,7 @@ def compiled(text: str) -> re.Pattern[str]:
     return re.compile(text, re.IGNORECASE | re.MULTILINE)
 
 
+@cache
 def literals(regex: str) -> tuple[bytes, ...]:
     """The longest plain text of each alternative. Raises ValueError where one has none."""
     return tuple(one for branch in _branches(regex) for one in _of_branch(branch))
