@@ -115,6 +115,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Write a commented cluster.yaml from what the hosts say about themselves.",
         SETUP,
     ),
+    "import": Entry(
+        "clusterctl.commands.import_:import_",
+        "Make a cluster.yaml of what another tool knows, and say what could not be carried over.",
+        SETUP,
+    ),
     "render": Entry(
         "clusterctl.commands.render:render",
         "Write the cluster, and a deployment on it, as scripts or manifests of another platform.",

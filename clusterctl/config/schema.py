@@ -79,8 +79,13 @@ def _environment_text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def is_secret(variable: str) -> bool:
+    """Whether a variable of this name holds what `docker inspect` must not show."""
+    return _SECRET.search(variable) is not None
+
+
 def _no_secret_variable(name: str) -> str:
-    if _SECRET.search(name):
+    if is_secret(name):
         raise ValueError(
             "looks like a secret, and a container's environment can be read by `docker inspect`: "
             "keep it in a file on the hosts and mount that (for Hugging Face, `hf auth login` on "
