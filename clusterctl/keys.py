@@ -41,7 +41,7 @@ def resolve(
     `ask` is given when a prompt was asked for. Raises ConfigError for a key that is empty.
     """
     if file is not None:
-        return ApiKey(_read(file), "file", file.absolute())
+        return ApiKey(read(file), "file", file.absolute())
     if ask is not None:
         if secret := ask():
             return ApiKey(secret, "prompt")
@@ -58,13 +58,14 @@ def generate(cluster: str, deployment: str, env: Mapping[str, str]) -> ApiKey:
     return ApiKey(secret, "generated", path)
 
 
-def _read(file: Path) -> Secret:
+def read(file: Path) -> Secret:
+    """A key or token out of a file. Raises ConfigError where it cannot be read, or is empty."""
     try:
         text = file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"cannot read the API key file {file}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     if not text:
-        raise ConfigError(f"the API key file {file} is empty")
+        raise ConfigError(f"{file} is empty")
     return Secret(text)
 
 

@@ -175,7 +175,7 @@ def node_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[st
         **interface_variables(place.interface),
         **_ray_environment(spec, place.home),
         **_cache_environment(spec, place.home),
-        **_proxy_environment(spec),
+        **proxy_environment(spec),
         **spec.env,
         **node.env,
     }
@@ -213,7 +213,7 @@ def _cache_environment(spec: ClusterSpec, home: str) -> dict[str, str]:
     }
 
 
-def _proxy_environment(spec: ClusterSpec) -> dict[str, str]:
+def proxy_environment(spec: ClusterSpec) -> dict[str, str]:
     said = {
         "HTTP_PROXY": spec.proxies.http,
         "HTTPS_PROXY": spec.proxies.https,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clusterctl import completion, console
+from clusterctl import completion, console, keys
 from clusterctl.options import (
     ClusterName,
     ConfigFile,
@@ -16,6 +18,7 @@ from clusterctl.options import (
     command_group,
     load_spec,
 )
+from clusterctl.secret import Secret
 
 if TYPE_CHECKING:
     from clusterctl.transfer.models import Listed, Pushed, Verified
@@ -144,6 +147,85 @@ def pushed_document(done: Pushed) -> dict[str, object]:
             for node, one in done.arrivals.items()
         ],
     }
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="ORGANISATION/NAME of the Hub.")],
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    hosts: Hosts = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="NODE",
+            help="The node that downloads it. Default: the head.",
+            autocompletion=completion.hosts,
+            show_default=False,
+        ),
+    ] = None,
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="REV", help="A branch, tag or commit.")
+    ] = "main",
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only these files; repeat it."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="GLOB", help="Not these files; repeat it."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--hf-token-file",
+            metavar="FILE",
+            help="The Hub's token. Default: $HF_TOKEN.",
+            show_default=False,
+        ),
+    ] = None,
+    helper_image: HelperImage = None,
+    port: Port = 0,
+    as_json: Json = False,
+) -> None:
+    """Download a model of the Hub on one node, into its Hugging Face cache, and pass it on.
+
+    $HF_ENDPOINT names another Hub. The token goes over stdin, and is in no command line.
+    """
+    import os
+
+    from clusterctl.hostfilter import choose_nodes
+    from clusterctl.session import Session
+    from clusterctl.transfer import models
+
+    spec = load_spec(config=config, cluster=cluster)
+    names = choose_nodes(spec, hosts)
+    (downloads,) = (
+        choose_nodes(spec, [on]) if on else [spec.head if spec.head in names else names[0]]
+    )
+    wanted = models.Wanted(
+        model,
+        revision,
+        tuple(include or ()),
+        tuple(exclude or ()),
+        os.environ.get("HF_ENDPOINT"),
+        hub_token(token_file, os.environ),
+    )
+    options = models.Options(helper_image or spec.image, port)
+    with (
+        console.progress() as report,
+        Session.connect(spec, names=[*names, downloads], report=report, partial=True) as session,
+    ):
+        done = models.pull(session, wanted, options, report, on=downloads)
+    show_pushed(done, as_json=as_json)
+
+
+def hub_token(file: Path | None, environment: Mapping[str, str]) -> Secret | None:
+    if file is not None:
+        return keys.read(file)
+    text = environment.get("HF_TOKEN", "").strip()
+    return Secret(text) if text else None
 
 
 @app.command()

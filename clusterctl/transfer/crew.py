@@ -12,6 +12,7 @@ from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.fanout import Done, Failed
+from clusterctl.launch import proxy_environment
 from clusterctl.links import HostLink
 from clusterctl.session import Session, results
 from clusterctl.spec import ClusterSpec, MountSpec
@@ -71,7 +72,7 @@ def assembled(
     report: Report,
 ) -> Iterator[Crew]:
     """A depot on every linked host that has mounts. A host that is lost meanwhile is left out."""
-    with opened(image) as depots:
+    with opened(image, proxy_environment(session.spec)) as depots:
         report(Event("begin", "helpers"))
         outcomes = session.each(lambda link: depots.on_host(link, mounts[link.name]), [*mounts])
         lost = {

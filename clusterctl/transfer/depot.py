@@ -21,6 +21,8 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 HINTS = {
     "held": "wait for it to end, or end it",
     "corrupt": "run it again; if it comes back, look at that host's disk and network",
+    "hub": "a token by $HF_TOKEN or --hf-token-file, HF_ENDPOINT for a mirror, proxies: in "
+    "cluster.yaml; or bring it from this machine by `clusterctl model push`",
     "disk": "look at that host's disk",
 }
 

@@ -9,7 +9,7 @@ import secrets
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.resources import files
@@ -42,8 +42,9 @@ depot.main()
 class Depots:
     """Opened by many threads, closed once: what is opened after that is closed at once."""
 
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, proxies: Mapping[str, str]) -> None:
         self._image = image
+        self._proxies = proxies
         self._open: list[Depot] = []
         self._changing = threading.Lock()
         self._closed = False
@@ -51,7 +52,7 @@ class Depots:
     def on_host(self, link: HostLink, mounts: Sequence[MountSpec]) -> Depot:
         """Raises PreflightFailed where the host has neither the image nor a Python."""
         remove_left_behind(link)
-        return self._keep(Depot(link.name, _stream(link, self._image, mounts)))
+        return self._keep(Depot(link.name, _stream(link, self._image, mounts, self._proxies)))
 
     def here(self) -> Depot:
         """On this machine."""
@@ -77,8 +78,9 @@ class Depots:
 
 
 @contextmanager
-def opened(image: str) -> Iterator[Depots]:
-    depots = Depots(image)
+def opened(image: str, proxies: Mapping[str, str]) -> Iterator[Depots]:
+    """`proxies`: environment variables, for what is fetched from outside."""
+    depots = Depots(image, proxies)
     try:
         yield depots
     finally:
@@ -92,9 +94,12 @@ def remove_left_behind(link: HostLink) -> None:
             link.runtime.remove(container.id)
 
 
-def _stream(link: HostLink, image: str, mounts: Sequence[MountSpec]) -> ByteStream:
+def _stream(
+    link: HostLink, image: str, mounts: Sequence[MountSpec], proxies: Mapping[str, str]
+) -> ByteStream:
     if link.runtime.image_id(image) is not None:
-        return link.runtime.open_helper(helper(link, image, mounts), _package(link.runtime.home))
+        made = helper(link, image, mounts, proxies)
+        return link.runtime.open_helper(made, _package(link.runtime.home))
     if link.transport.run(["python3", "--version"], check=False).ok:
         return booted(link.transport, "python3")
     raise PreflightFailed(
@@ -105,12 +110,14 @@ def _stream(link: HostLink, image: str, mounts: Sequence[MountSpec]) -> ByteStre
     )
 
 
-def helper(link: HostLink, image: str, mounts: Sequence[MountSpec]) -> HelperSpec:
+def helper(
+    link: HostLink, image: str, mounts: Sequence[MountSpec], proxies: Mapping[str, str]
+) -> HelperSpec:
     return HelperSpec(
         name=f"clusterctl-helper-{secrets.token_hex(4)}",
         image=image,
         command=("python3", "-m", PACKAGE),
-        env={"PYTHONPATH": link.runtime.home, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONPATH": link.runtime.home, "PYTHONDONTWRITEBYTECODE": "1", **proxies},
         labels={LABEL_HELPER: json.dumps(asdict(lock.this_run())), LABEL_NODE: link.name},
         mounts=tuple(mounts),
     )

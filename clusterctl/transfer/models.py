@@ -12,6 +12,8 @@ from pathlib import Path
 from clusterctl.errors import ClusterctlError, ConfigError
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
+from clusterctl.secret import Secret
+from clusterctl.serving.modelfiles import kind_of
 from clusterctl.session import Session
 from clusterctl.spec import MountSpec
 from clusterctl.transfer import crew as crews
@@ -113,6 +115,42 @@ def at_place(
     mounts = {node: [MountSpec(top, top)] for node, top in place.parents.items()}
     with assembled(session, facts, mounts, image=options.image, report=report) as crew:
         yield crew, place
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a Hub. `include`, `exclude`: globs over file names, none of either means all.
+    `endpoint` None: huggingface.co."""
+
+    model: str
+    revision: str = "main"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    endpoint: str | None = None
+    token: Secret | None = None
+
+
+def pull(session: Session, wanted: Wanted, options: Options, report: Report, *, on: str) -> Pushed:
+    """Download it on one node, `on`, into its Hugging Face cache, and from there to the others.
+    The token travels in the depot's stdin, and from there in the stdin of who downloads."""
+    if kind_of(wanted.model) != "hub":
+        raise ConfigError(f"{wanted.model} is no Hub id", hint="ORGANISATION/NAME")
+    session.link(on)  # raises why it could not be reached
+    with at_place(session, wanted.model, options, report) as (crew, place):
+        report(Event("begin", "download", wanted.model, on))
+        said = crew.depots[on].call(
+            "hub",
+            progress_of(on, report),
+            path=place.path(on),
+            model=wanted.model,
+            revision=wanted.revision,
+            include=wanted.include,
+            exclude=wanted.exclude,
+            endpoint=wanted.endpoint,
+            token=wanted.token.reveal() if wanted.token else None,
+        )
+        report(Event("done", "download", f"{wanted.model} at {said['revision']}", on))
+        return send(crew, place, Origin(said["tree"], on), options, report)
 
 
 def known_facts(session: Session, report: Report) -> dict[str, HostFacts]:

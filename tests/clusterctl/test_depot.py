@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import sys
@@ -20,6 +21,7 @@ from clusterctl.transfer.places import Place
 from clusterctl.transfer.push import Arrival, Origin, Push
 from clusterctl.transfer.trees import Seen, faults
 from clusterctl.transport.local import LocalTransport
+from tests import hub
 
 NODES = ("gpu01", "gpu02", "gpu03")
 Open = Callable[[str], Depot]
@@ -314,3 +316,74 @@ def test_a_helper_that_crashes_says_so(open_depot: Open) -> None:
     with pytest.raises(ClusterctlError, match="AttributeError") as crashed:
         depot.call("no_such_request")
     assert crashed.value.host == "gpu01"
+
+
+SHARD = os.urandom(1_000_000)
+HUB_FILES = {
+    "config.json": b'{"a": 1}',
+    "model.safetensors": SHARD,
+    "original/consolidated.00.pth": b"the same again",
+}
+
+
+def download(depot: Depot, parent: Path, at: hub.Hub, **changes: object) -> dict[str, str]:
+    asked = {
+        "path": str(parent / "models--org--tiny"),
+        "model": hub.MODEL,
+        "revision": "main",
+        "include": [],
+        "exclude": ["original/*"],
+        "endpoint": at.url,
+        "token": "hf_secret",
+        **changes,
+    }
+    return dict(depot.call("hub", **asked))
+
+
+def test_a_model_of_the_hub_becomes_visible_whole_and_goes_on_to_the_others(
+    open_depot: Open, tmp_path: Path
+) -> None:
+    """By the real huggingface_hub. The blob of LFS is named by its SHA-256."""
+    parents = directories(tmp_path)
+    final = Path(parents["gpu01"], "models--org--tiny")
+    depots = {name: open_depot(name) for name in parents}
+    with hub.serving(HUB_FILES, token="hf_secret") as at:
+        said = download(depots["gpu01"], final.parent, at)
+        assert not final.exists(), "nothing is visible before it is whole"
+        made = Push(
+            place=Place(final.name, parents, keep=True),
+            origin=Origin(said["tree"], "gpu01"),
+            tree=scan(depots["gpu01"], said["tree"], silent),
+            depots=depots,
+            addresses=dict.fromkeys(parents, "127.0.0.1"),
+            speeds=dict.fromkeys(parents, 0),
+            report=silent,
+        )
+        arrivals = made.run()
+        once = at.served
+        assert once == len(SHARD) + len(HUB_FILES["config.json"])
+        download(open_depot("gpu01"), final.parent, at)
+        assert at.served == once, "what is there is not downloaded again"
+    assert said["revision"] == hub.COMMIT
+    assert [one.error for one in arrivals.values()] == [None] * 3
+    for parent in parents.values():
+        snapshot = Path(parent, final.name, "snapshots", hub.COMMIT)
+        weights = snapshot / "model.safetensors"
+        blob = hashlib.sha256(SHARD).hexdigest()
+        assert os.readlink(weights) == f"../../blobs/{blob}"
+        assert weights.read_bytes() == SHARD
+        assert sorted(path.name for path in snapshot.iterdir()) == [
+            "config.json",
+            "model.safetensors",
+        ]
+        assert (snapshot.parents[1] / "refs/main").read_text() == hub.COMMIT
+
+
+def test_a_hub_that_refuses_is_named_and_the_token_is_not(open_depot: Open, tmp_path: Path) -> None:
+    with (
+        hub.serving(HUB_FILES, token="another") as at,
+        pytest.raises(ClusterctlError, match="downloading org/tiny: ") as refused,
+    ):
+        download(open_depot("gpu01"), tmp_path, at)
+    assert "hf_secret" not in refused.value.message
+    assert "--hf-token-file" in str(refused.value.hint)

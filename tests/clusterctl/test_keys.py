@@ -40,7 +40,7 @@ def test_an_empty_or_absent_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         keys.resolve(tmp_path / "empty", {}, None)
-    with pytest.raises(ConfigError, match="cannot read the API key file"):
+    with pytest.raises(ConfigError, match="cannot read"):
         keys.resolve(tmp_path / "absent", {}, None)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import hub
+
 from .bed import Cluster
 from .conftest import RunningTestbed
 
@@ -205,3 +207,42 @@ def test_a_directory_that_all_hosts_share_is_written_once(cluster: Cluster, mode
         cluster.ok("model", "rm", to, "--to", to, "--yes")
         for host in cluster.hosts:
             cluster.testbed.ssh(host, "mount -o remount,bind,ro /models")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_model_is_downloaded_once_and_its_token_is_nowhere(
+    testbed: RunningTestbed, tmp_path: Path
+) -> None:
+    """By the node image's huggingface_hub, from a Hub on this machine's side of the bridge."""
+    home, token = "/srv/tested-hf", "hf_integration"
+    settings = {"hf_home": home, "image": testbed.image}
+    made = Cluster(testbed, tmp_path, "hub", testbed.hosts[:3], settings=settings)
+    made.write()
+    made.ok("image", "pull")
+    head = made.hosts[0]
+    shard = bytes(range(256)) * 80_000
+    files = {"config.json": b"{}", "model.safetensors": shard}
+    try:
+        with hub.serving(files, address=testbed.registry.split(":")[0], token=token) as at:
+            with slow_links(made):
+                environment = {"HF_ENDPOINT": at.url, "HF_TOKEN": token}
+                running = made.start("model", "pull", hub.MODEL, "--json", **environment)
+                wait_for(lambda: bool(helpers(made, head)), "the helper")
+                (helper,) = helpers(made, head)
+                wait_for(lambda: at.served > 0 or running.poll() is not None, "the download")
+                assert token not in json.dumps(made.inspect(head, helper))
+                assert token not in testbed.ssh(head, "ps -eo args")
+                out, err = running.communicate(timeout=300)
+            assert running.returncode == 0, err
+            assert at.served == sum(map(len, files.values())), "each byte came from the Hub once"
+        states = {name: node["state"] for name, node in pushed(out).items()}
+        assert states == {head: "kept", **dict.fromkeys(made.hosts[1:], "copied")}
+        verified = json.loads(made.ok("model", "verify", hub.MODEL, "--json"))
+        assert (verified["equal"], len(verified["nodes"])) == (True, 3)
+        listed = json.loads(made.ok("model", "ls", "--json"))["models"]
+        nodes = {one["node"]: one["state"] for one in listed if one["name"] == hub.MODEL}
+        assert nodes == dict.fromkeys(made.hosts, "complete")
+    finally:
+        for host in made.hosts:
+            testbed.ssh(host, f"rm -rf {home}")

@@ -18,7 +18,7 @@ from . import engine, hub, inventory, trees
 from .failures import Failure
 from .fetching import Fetch
 from .rangeserver import RangeServer
-from .staging import Offer, Stage, offer_in_place, staging_of
+from .staging import Offer, Stage, download_area, offer_in_place, staging_of
 from .trees import Entry, Link, Tree
 
 SILENCE_S = 120.0  # whoever runs us says something every few seconds
@@ -172,12 +172,18 @@ class Depot:
 
     # --- where it comes from
 
-    def hub(self, **asked: Any) -> Json:
-        """Into a cache of its own under a hidden name; see hub.download."""
-        cache = Path(asked["cache"])
-        total = Count()
-        with self._reporting("download", lambda: hub.fetched(cache), total.value):
-            return {"revision": hub.download(asked, total.add)}
+    def hub(self, path: str, **asked: Any) -> Json:
+        """Into a cache under the hidden name of `path`; see hub.download. `tree`: where it is."""
+        final, total = Path(path), Count()
+        with download_area(final) as cache:
+
+            def fits(size: int) -> None:
+                total.add(size)
+                hub.refuse_full(cache.parent, size - hub.fetched(cache))
+
+            with self._reporting("download", lambda: hub.fetched(cache), total.value):
+                revision = hub.download({**asked, "cache": str(cache)}, fits)
+        return {"revision": revision, "tree": str(staging_of(final) / "tree")}
 
     def save_image(self, engine_socket: str, image: str, directory: str) -> Json:
         shutil.rmtree(directory, ignore_errors=True)

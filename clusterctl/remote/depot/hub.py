@@ -6,6 +6,7 @@ The token goes in by stdin: it stands in no command line and in no environment.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,7 @@ ABSENT = "No module named 'huggingface_hub'"
 
 def download(asked: dict[str, Any], on_total: Callable[[int], None]) -> str:
     """`asked`: model, revision, cache (a directory), include, exclude, endpoint, token. The commit
-    that was fetched."""
+    that was fetched. Raises Failure where the bytes, told to `on_total`, do not fit."""
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD],
         stdin=subprocess.PIPE,
@@ -52,13 +53,18 @@ def download(asked: dict[str, Any], on_total: Callable[[int], None]) -> str:
     assert process.stderr
     process.stdin.write(json.dumps(asked) + "\n")
     process.stdin.close()
-    answers = []
-    for line in process.stdout:
-        answers.append(json.loads(line))
-        if "total" in answers[-1]:
-            on_total(int(answers[-1]["total"]))
-    said = process.stderr.read()
-    if process.wait():
+    with process:
+        answers = []
+        try:
+            for line in process.stdout:
+                answers.append(json.loads(line))
+                if "total" in answers[-1]:
+                    on_total(int(answers[-1]["total"]))
+        except Failure:
+            process.kill()
+            raise
+        said = process.stderr.read()
+    if process.returncode:
         raise _failed(said, asked["model"])
     return str(answers[-1]["revision"])
 
@@ -67,6 +73,14 @@ def fetched(cache: Path) -> int:
     """Bytes that have come so far, unfinished files among them."""
     blobs = (path for path in cache.rglob("blobs/*") if path.is_file())
     return sum(path.stat().st_size for path in blobs)
+
+
+def refuse_full(directory: Path, missing: int) -> None:
+    space = os.statvfs(directory)
+    free = space.f_bavail * space.f_frsize
+    if missing > free:
+        text = f"{directory.parent} needs {missing:,} bytes and has {free:,} free"
+        raise Failure(text, "disk")
 
 
 def _failed(said: str, model: str) -> Failure:

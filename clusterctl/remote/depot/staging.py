@@ -11,8 +11,9 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,23 @@ def _append(path: Path, data: bytes, *, last: bool) -> None:
         file.flush()
         if last:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def download_area(final: Path) -> Iterator[Path]:
+    """A Hugging Face cache under the hidden name, which knows what the final one has already. What
+    it holds of `final` at the end becomes the tree that is on its way."""
+    hidden = staging_of(final)
+    lock = _held(hidden)
+    try:
+        cache = hidden / "hub"
+        for name in _contents(final) - {RECORD} if not (cache / final.name).exists() else ():
+            _same_file(final / name, cache / final.name / name)
+        yield cache
+        shutil.rmtree(hidden / "tree", ignore_errors=True)
+        (cache / final.name).rename(hidden / "tree")
+    finally:
+        os.close(lock)
 
 
 def _held(hidden: Path) -> int:
