@@ -24,7 +24,6 @@ from clusterctl.serving.records import Deployment
 from clusterctl.session import Session
 
 NODES_FILE = "nodes.json"
-TOKEN_FILE = "ray_token"
 
 Approve = Callable[[LaunchPlan, Sequence[Deployment]], None]
 """Raises when the user does not want running deployments to end."""
@@ -132,9 +131,11 @@ def _token(session: Session, found: Prospect) -> Secret | None:
     spec, transport = session.spec, session.head.transport
     if spec.ray.insecure:
         return None
-    text = hoststate.read(transport, spec.name, TOKEN_FILE) or _kept_token(session, found.plan)
+    text = hoststate.read(transport, spec.name, hoststate.TOKEN_FILE) or _kept_token(
+        session, found.plan
+    )
     token = text.strip() if text else secrets.token_hex(32)
-    hoststate.write(transport, spec.name, TOKEN_FILE, token.encode())
+    hoststate.write(transport, spec.name, hoststate.TOKEN_FILE, token.encode())
     return Secret(token)
 
 

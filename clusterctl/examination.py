@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from clusterctl import pairprobe
+from clusterctl import autopsy, hoststate, pairprobe
+from clusterctl.doctor.bundle import bundle
 from clusterctl.doctor.check import Finding, run_checks
-from clusterctl.doctor.checks import judge
 from clusterctl.doctor.pairs import PAIR_CHECKS, Pairs
+from clusterctl.doctor.redaction import secret_values
+from clusterctl.doctor.snapshot import Snapshot
 from clusterctl.errors import ClusterctlError
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
@@ -19,21 +22,45 @@ from clusterctl.session import Session
 
 def examine(
     session: Session, report: Report, *, model: str | None = None, deep: bool = False
-) -> list[Finding]:
-    """Every finding of every host, those in order included. A host that cannot be reached, or does
-    not answer, is a finding too. `model`: a path or Hub id to look at on every host.
-    `deep`: let the hosts try each other as well."""
+) -> Snapshot:
+    """What is to be seen of every host; one that does not answer is a finding.
+
+    `model`: a path or Hub id to look at on every host. `deep`: let the hosts try each other too.
+    """
     report(Event("begin", "facts"))
     outcomes = session.each(lambda link: session.facts_of(link, model))
     facts = {name: out.value for name, out in outcomes.items() if isinstance(out, Done)}
     silent = {name: out.error for name, out in outcomes.items() if isinstance(out, Failed)}
     report(Event("done", "facts", f"{len(facts)} hosts"))
     lost = {**session.failures, **silent}
-    return [
+    told = (
         *(unreached(name, error) for name, error in lost.items()),
-        *judge(session.spec, facts),
         *_ways(session, facts, report, deep),
-    ]
+    )
+    return Snapshot(session.spec, facts, told)
+
+
+def packed(session: Session, snapshot: Snapshot) -> bytes:
+    """The bundle: what was seen, and the logs of every node that answers."""
+    logs = {_as_path(log.name): log.text() for log in autopsy.collect(session)}
+    return bundle(snapshot, logs, list(_secrets(session)))
+
+
+def _as_path(name: str) -> str:
+    """`gpu01: /tmp/ray/x.err` -> gpu01/tmp/ray/x.err"""
+    host, _, file = name.partition(": ")
+    return f"{host}/{file.lstrip('/')}"
+
+
+def _secrets(session: Session) -> Iterator[str]:
+    """Those that are known here or lie on the head, whatever form they have."""
+    spec = session.spec
+    for environment in (os.environ, spec.env, *(node.env for node in spec.nodes)):
+        yield from secret_values(environment)
+    if spec.head in session.links:
+        yield (
+            hoststate.read(session.head.transport, spec.name, hoststate.TOKEN_FILE) or ""
+        ).strip()
 
 
 def unreached(host: str, error: ClusterctlError) -> Finding:

@@ -15,6 +15,7 @@ from clusterctl.facts.types import HostInfo
 from clusterctl.transport.base import Result, Transport
 
 ROOTS_DIRECTORY = "/var/lib/clusterctl"
+TOKEN_FILE = "ray_token"
 ABSENT = 44  # the exit code of a read that found nothing
 HELD = 73  # the exit code of a lock that somebody has
 

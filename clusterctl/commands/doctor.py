@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,7 @@ from clusterctl.options import (
 
 if TYPE_CHECKING:
     from clusterctl.doctor.check import Finding
+    from clusterctl.doctor.snapshot import Snapshot
     from clusterctl.spec import ClusterSpec
 
 Model = Annotated[
@@ -72,6 +74,30 @@ Deep = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 1 for warnings and for what is not known, too.")
 ]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save", metavar="FILE", help="Keep what was seen, without secrets.", show_default=False
+    ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Judge what --save kept; no host is asked.",
+        show_default=False,
+    ),
+]
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="FILE",
+        help="Write facts, findings and all nodes' logs into a tar.gz, without secrets.",
+        show_default=False,
+    ),
+]
 List = Annotated[bool, typer.Option("--list", help="List all checks, and stop.")]
 Explain = Annotated[
     str | None,
@@ -98,6 +124,9 @@ def doctor(
     skip: Skip = None,
     strict: Strict = False,
     show_all: All = False,
+    save: Save = None,
+    from_file: From = None,
+    bundle: Bundle = None,
     list_checks: List = False,
     explain: Explain = None,
     as_json: Json = False,
@@ -112,6 +141,7 @@ def doctor(
       clusterctl doctor --deep --model /models/llama
       clusterctl doctor --logs rank0.log --logs rank1.log
     """
+    from clusterctl.doctor import snapshot
     from clusterctl.doctor.check import exit_code
     from clusterctl.doctor.checks import Choice
 
@@ -125,31 +155,61 @@ def doctor(
     else:
         choice = Choice(tuple(only or ()), tuple(skip or ()))
         choice.require_known()
-        try:
-            spec = load_spec(
-                config=config,
-                cluster=cluster,
-                head=head,
-                workers=worker,
-                ssh_config=ssh_config,
-                accept_new_host_keys=accept_new_host_keys,
-            )
-        except NoCluster:
-            spec = this_machine()
-        chosen = [one for one in examined(spec, model, deep) if choice.takes(one.check or "")]
+        if from_file is not None:
+            seen = snapshot.load(from_file)
+        else:
+            spec = meant(config, cluster, head, worker, ssh_config, accept_new_host_keys)
+            seen = examined(spec, model, deep, bundle)
+        if save is not None:
+            write(save, snapshot.to_json(seen).encode())
+        chosen = [one for one in seen.findings if choice.takes(one.check or "")]
     show(chosen, show_all=show_all, as_json=as_json)
     raise typer.Exit(exit_code(chosen, strict=strict))
 
 
-def examined(spec: ClusterSpec, model: str | None, deep: bool) -> Sequence[Finding]:
-    from clusterctl.examination import examine
+def meant(
+    config: Path | None,
+    cluster: str | None,
+    head: str | None,
+    workers: list[str] | None,
+    ssh_config: str | None,
+    accept_new_host_keys: bool,
+) -> ClusterSpec:
+    """The cluster that the command line means, or this machine."""
+    try:
+        return load_spec(
+            config=config,
+            cluster=cluster,
+            head=head,
+            workers=workers,
+            ssh_config=ssh_config,
+            accept_new_host_keys=accept_new_host_keys,
+        )
+    except NoCluster:
+        return this_machine()
+
+
+def write(file: Path, data: bytes) -> None:
+    """For its owner alone. Raises ConfigError where it cannot be written."""
+    try:
+        file.touch(mode=0o600)
+        file.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def examined(spec: ClusterSpec, model: str | None, deep: bool, bundle: Path | None) -> Snapshot:
+    from clusterctl.examination import examine, packed
     from clusterctl.session import Session
 
     with (
         console.progress() as report,
         Session.connect(spec, report=report, partial=True) as session,
     ):
-        return examine(session, report, model=model, deep=deep)
+        seen = examine(session, report, model=model, deep=deep)
+        if bundle is not None:
+            write(bundle, packed(session, seen))
+    return seen
 
 
 def this_machine() -> ClusterSpec:

@@ -76,7 +76,7 @@ def test_a_host_that_cannot_be_reached_is_a_finding(tmp_path: Path) -> None:
     spec = spec_of("gpu01", "gpu02")
     bed = Bed(tmp_path, "gpu01")
     session = fake_session(spec, transports=bed.transports, failures={"gpu02": lost})
-    found = troubles(examine(session, silent))
+    found = troubles(examine(session, silent).findings)
     [only] = [one for one in found if one.verdict == "fail"]
     assert (only.check, only.host, only.fix) == ("ssh.reach", "gpu02", "ssh gpu02")
     assert json.dumps(only.document())

@@ -68,6 +68,10 @@ class Source:
         if held:
             yield Block(number, held, b"")
 
+    def text(self) -> str:
+        """All of it, as it was collected."""
+        return b"".join(self._chunks()).decode(errors="replace")
+
     def _chunks(self) -> Iterator[bytes]:
         if isinstance(self.data, bytes):
             yield _plain(self.data)
