@@ -63,6 +63,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Find what will fail on the hosts, or has failed, with its cause and its fix.",
         CLUSTER,
     ),
+    "topology": Entry(
+        "clusterctl.commands.topology:topology",
+        "Show hosts, GPUs, adapters, the networks that join them, and the bandwidth measured last.",
+        CLUSTER,
+    ),
     "down": Entry(
         "clusterctl.commands.down:down",
         "End deployments, Ray and all containers of the cluster, and see that none is left.",
