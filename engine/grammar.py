@@ -85,8 +85,18 @@ def _source(grammar: Grammar) -> str:
         source = matcher.grammar_from_regex(grammar.text)
     else:  # no free spaces: a model could write them for ever
         compact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        source = matcher.grammar_from_json_schema(json.loads(grammar.text), overrides=compact)
+        source = matcher.grammar_from_json_schema(_object(grammar.text), overrides=compact)
     return source
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the JSON schema is no JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise ValueError("the JSON schema is no JSON object")
+    return schema
 
 
 def _llguidance() -> Any:

@@ -66,8 +66,6 @@ class SamplingParams:
             raise ValueError(f"temperature must be a finite number, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         self._check_least("n", 1)
         self._check_least("temperature", 0)
         self._check_least("top_k", 0)
@@ -76,6 +74,7 @@ class SamplingParams:
         self._check_within("min_p", 0, 1)
         self._check_within("presence_penalty", -2, 2)
         self._check_within("frequency_penalty", -2, 2)
+        self._check_within("repetition_penalty", 0.01, 100)  # beyond it logits may overflow
         self._check_within("logprobs", 0, MAX_LOGPROBS)
         self._check_within("prompt_logprobs", 0, MAX_LOGPROBS)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+# What apply_chat_template takes for itself. Clients may set two of them; a template of their own
+# would run here.
+_FREE = frozenset({"add_generation_prompt", "continue_final_message"})
 
 
 class Tokenizer:
@@ -14,6 +21,11 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        rendering = inspect.signature(self._tokenizer.apply_chat_template)
+        return frozenset(rendering.parameters) - _FREE
 
     @property
     def has_chat_template(self) -> bool:
@@ -30,7 +42,10 @@ class Tokenizer:
         return len(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """With the special tokens, such as a leading BOS, that the model's prompts begin with."""
+        """With the special tokens, such as a leading BOS, that the model's prompts begin with.
+        Raises ValueError for half a surrogate pair, which is no text."""
+        if _is_torn(text):
+            raise ValueError("the text holds half of a surrogate pair, which is no character")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
@@ -42,7 +57,7 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Messages ({"role", "content"}) as the model was taught to read them, ending where the
         assistant is to speak; `variables` are the template's own. Raises ValueError when the model
@@ -51,18 +66,20 @@ class Tokenizer:
             raise ValueError("this model has no chat template: use /v1/completions")
         from jinja2 import TemplateError
 
+        given = {"add_generation_prompt": True, **(variables or {})}
+        if taken := given.keys() & self._taken:
+            raise ValueError(f"{min(taken)} is not a variable of chat templates")
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) if tools else None,
                 tokenize=False,
-                **{"add_generation_prompt": True, **variables},
+                **given,
             )
-        except (TemplateError, TypeError, LookupError, AttributeError) as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             # the template's own raise_exception, or a template that met what it did not expect
             raise ValueError(f"the chat template refused the messages: {error}") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self.encode(text, add_special_tokens=False)
 
     def forbidden(self, words: Sequence[str | tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
         """Texts as the token ids that write them, at the start of a text and after a space."""
@@ -70,7 +87,7 @@ class Tokenizer:
         for word in words:
             if isinstance(word, str):
                 for text in (word, f" {word}"):
-                    found[tuple(self._tokenizer.encode(text, add_special_tokens=False))] = None
+                    found[tuple(self.encode(text, add_special_tokens=False))] = None
         return tuple(found)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -81,3 +98,7 @@ class Tokenizer:
             clean_up_tokenization_spaces=False,  # it unsays text, and eats spaces of code
         )
         return text
+
+
+def _is_torn(text: str) -> bool:
+    return re.search("[\ud800-\udfff]", text) is not None

@@ -32,6 +32,7 @@ class Special:
     output: list[int]
     counts: Counts | None = None
     matcher: Matcher | None = None
+    had_output: bool = False  # when it was introduced
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     pooled: torch.Tensor | None = None
 
@@ -56,7 +57,10 @@ class SpecialRequests:
             self._known.pop(request_id, None)
         for one in step.introduced:
             self._known[one.request_id] = Special(
-                one.sampling, one.prompt_token_ids, list(one.output_token_ids)
+                one.sampling,
+                one.prompt_token_ids,
+                list(one.output_token_ids),
+                had_output=bool(one.output_token_ids),
             )
 
     def read_prompts(
@@ -76,7 +80,7 @@ class SpecialRequests:
             if special := self._known.get(request.request_id):
                 if special.sampling.pooling:
                     _pool(special, request, normed(rows))
-                if special.sampling.prompt_logprobs is not None and not special.output:
+                if _foretells_prompt(special, request):
                     _read_logprobs(special, request, logits(rows))
 
     def adjust(self, logits: torch.Tensor, request_ids: Sequence[str]) -> None:
@@ -150,6 +154,13 @@ def token_logprobs(
         TokenLogprobs(value, rank, tuple(zip(ids, values, strict=True)))
         for value, rank, ids, values in zip(*(c.tolist() for c in columns), strict=True)
     ]
+
+
+def _foretells_prompt(special: Special, request: ScheduledRequest) -> bool:
+    """Whether this step's logits tell of prompt tokens that somebody asks about. It must be the
+    same on every rank of the group, of which only one knows what was sampled since."""
+    wanted = special.sampling.prompt_logprobs is not None and not special.had_output
+    return wanted and request.start + 1 < len(special.prompt)
 
 
 def _read_logprobs(special: Special, request: ScheduledRequest, logits: torch.Tensor) -> None:

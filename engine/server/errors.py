@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from engine.core import EngineDead
@@ -58,26 +59,27 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     retry = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
-    return JSONResponse(error_body(error), error.status, {**retry, **(headers or {})})
+    body = json.dumps(error_body(error))  # in ASCII: it may quote what is no text
+    return Response(body, error.status, {**retry, **(headers or {})}, "application/json")
 
 
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+    async def api_error(_: Request, error: ApiError) -> Response:
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         return error_response(_first_problem(error))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(_: Request, error: HTTPException) -> Response:
         return error_response(ApiError(error.status_code, str(error.detail)), error.headers)
 
     @app.exception_handler(Exception)
-    async def bug(_: Request, error: Exception) -> JSONResponse:
+    async def bug(_: Request, error: Exception) -> Response:
         """Starlette logs it with its traceback."""
         return error_response(ApiError(500, f"internal error: {type(error).__name__}"))
 

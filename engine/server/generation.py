@@ -88,8 +88,7 @@ class Preparation:
             raise ApiError(400, "this model's chat template has no place for tools", param="tools")
         try:
             messages = [message.for_template() for message in body.messages]
-            variables = body.chat_template_kwargs or {}
-            return self._tokenizer.encode_chat(messages, offered, **variables)
+            return self._tokenizer.encode_chat(messages, offered, body.chat_template_kwargs)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from error
 

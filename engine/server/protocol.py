@@ -63,7 +63,7 @@ class JsonSchema(BaseModel):
 
     name: str = ""
     description: str | None = None
-    schema_: dict[str, Any] | bool = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -329,7 +329,9 @@ class DetokenizeBody(Body):
 
 
 def as_list(prompts: Prompts) -> list[str | Ids]:
-    """One prompt or several, as several."""
+    """One prompt or several, as several. Raises ValueError for none."""
+    if prompts == []:
+        raise ValueError("the prompt is empty: at least one token is needed")
     single = isinstance(prompts, str) or (prompts and isinstance(prompts[0], int))
     return cast("list[str | Ids]", [prompts] if single else prompts)
 

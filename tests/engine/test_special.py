@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +117,7 @@ def test_no_alternatives_are_the_tokens_own_logprob_alone() -> None:
     [
         ({"presence_penalty": 3}, r"presence_penalty must be in \[-2, 2\], got 3"),
         ({"frequency_penalty": -2.5}, "frequency_penalty must be in"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
+        ({"repetition_penalty": 0}, r"repetition_penalty must be in \[0.01, 100\], got 0"),
         ({"logit_bias": {4: 101}}, r"logit_bias must be in \[-100, 100\], got 101 for 4"),
         ({"logprobs": 21}, r"logprobs must be in \[0, 20\], got 21"),
         ({"prompt_logprobs": -1}, "prompt_logprobs must be in"),
@@ -213,7 +215,8 @@ def test_a_grammar_outlives_what_forbids_its_end(llm: LLM) -> None:
     [
         (Grammar("regex", "(a"), "the regular expression cannot be followed: .*unclosed group"),
         (Grammar("json_schema", '{"type": "obj"}'), "the JSON schema cannot be .* type: obj"),
-        (Grammar("json_schema", "[]"), "object schema"),
+        (Grammar("json_schema", "[]"), "the JSON schema is no JSON object"),
+        (Grammar("json_schema", "nope"), "the JSON schema is no JSON: Expecting value"),
     ],
 )
 def test_a_grammar_that_cannot_be_followed_is_refused(grammar: Grammar, message: str) -> None:
@@ -237,3 +240,44 @@ def test_special_requests_survive_preemption(checkpoint: MakeCheckpoint) -> None
             texts.append([one.outputs[0].text for one in made])
     assert texts[0] == texts[1]
     assert not any("e" in text for text in texts[0])
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
+def test_every_cut_tells_the_same(llm: LLM, checkpoint: MakeCheckpoint, tp: int, pp: int) -> None:
+    """Prompt log-probabilities and embeddings are computed by all ranks of the last stage."""
+    options: dict[str, Any] = {
+        "tensor_parallel_size": tp,
+        "pipeline_parallel_size": pp,
+        "distributed_executor_backend": "inproc",
+        "max_num_batched_tokens": 8,
+        "max_num_seqs": 8,
+    }
+    prompt = "what comes before this"
+    asked: dict[str, Any] = {"max_tokens": 6, "logprobs": 2, "prompt_logprobs": 1}
+    grammar = Grammar("regex", "[ab]{6}")
+    with LLM(str(checkpoint()), dtype="float32", device="cpu", **options) as cut:
+        made, expected = generate(cut, prompt, **asked), generate(llm, prompt, **asked)
+        assert made.outputs[0].token_ids == expected.outputs[0].token_ids
+        assert own(made) == pytest.approx(own(expected), abs=1e-4)
+        (embedded,), whole = cut.embed(prompt, "mean"), llm.embed(prompt, "mean")[0]
+        np.testing.assert_allclose(embedded.embedding, whole.embedding, atol=1e-4)
+        bound = [generate(one, prompt, grammar=grammar).outputs[0].text for one in (cut, llm)]
+        assert bound[0] == bound[1]
+
+
+def own(made: RequestOutput) -> list[float]:
+    told = [*(made.prompt_logprobs or ()), *(made.outputs[0].logprobs or ())]
+    return [one.logprob for one in told if one is not None]
+
+
+def test_without_llguidance_the_fix_is_named() -> None:
+    script = (
+        "import sys; sys.modules['llguidance'] = None\n"
+        "from engine.grammar import check\n"
+        "from engine.sampling_params import Grammar\n"
+        "try: check(Grammar('regex', 'a'))\n"
+        "except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "pip install llguidance" in done.stdout
