@@ -59,13 +59,8 @@ def serving(
     model: Path, runner: str = RUNNER, options: dict[str, Any] | None = None, **app: Any
 ) -> Iterator[Served]:
     """`options` are the engine's, `app` those of AppConfig."""
-    config = EngineConfig(
-        model=str(model),
-        dtype="float32",
-        device="cpu",
-        kv_cache_memory_bytes=8 << 20,
-        **(options or {}),
-    )
+    given: dict[str, Any] = {"kv_cache_memory_bytes": 8 << 20, **(options or {})}
+    config = EngineConfig(model=str(model), dtype="float32", device="cpu", **given)
     core = EngineCore(config, runner)
     metrics = Metrics(core, "tiny")
     engine = AsyncEngine(core, watch=metrics.watch)
