@@ -64,7 +64,7 @@ def _check_equal(found: Mapping[str, ModelFiles], model: str) -> None:
             raise PreflightFailed(
                 f"{model} differs between hosts: {said}",
                 host=name,
-                hint=f"copy it again: rsync -a --checksum {head}:{model}/ {name}:{model}/",
+                hint=f"clusterctl model push --checksum --from {head} {model}",
             )
 
 

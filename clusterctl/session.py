@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
-from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed, Unreachable
+from clusterctl.errors import ClusterctlError, LockHeld, NotReady, PreflightFailed, Unreachable
 from clusterctl.events import Event, Report, silent
 from clusterctl.facts.types import HostFacts
 from clusterctl.fanout import Done, Failed, Outcome, fan_out
@@ -142,7 +142,7 @@ def _kind(errors: Sequence[ClusterctlError]) -> type[ClusterctlError]:
     """What several errors are together: the exit code says the earliest thing to fix."""
     present = [
         kind
-        for kind in (Unreachable, PreflightFailed, NotReady)
+        for kind in (Unreachable, PreflightFailed, LockHeld, NotReady)
         if any(isinstance(error, kind) for error in errors)
     ]
     return present[0] if present else ClusterctlError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clusterctl import console
-from clusterctl.commands.model import HelperImage, Port, Source, show_pushed
+from clusterctl.commands.model import HelperImage, Port, Source, show_pushed, with_source
 from clusterctl.options import ClusterName, ConfigFile, Hosts, Json, command_group, load_spec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def push(
 
     spec = load_spec(config=config, cluster=cluster)
     options = models.Options(helper_image or spec.image, port)
-    names = choose_nodes(spec, [*hosts, *([source] if source else [])] if hosts else None)
+    names = with_source(choose_nodes(spec, hosts), source)
     with (
         console.progress() as report,
         Session.connect(spec, names=names, report=report, partial=True) as session,

@@ -92,13 +92,18 @@ def push(
 
     spec = load_spec(config=config, cluster=cluster)
     options = models.Options(helper_image or spec.image, port, checksum)
-    names = choose_nodes(spec, hosts)
+    names = with_source(choose_nodes(spec, hosts), source)
     with (
         console.progress() as report,
         Session.connect(spec, names=names, report=report, partial=True) as session,
     ):
         done = models.push(session, model, options, report, source=source, to=to)
     show_pushed(done, as_json=as_json)
+
+
+def with_source(names: list[str], source: str | None) -> list[str]:
+    """Who has it takes part, whatever --hosts says."""
+    return names if source is None or source in names else [*names, source]
 
 
 def show_pushed(done: Pushed, *, as_json: bool, image: str | None = None) -> None:
@@ -299,18 +304,29 @@ def ls(
     names = choose_nodes(spec, hosts)
     with (
         console.progress() as report,
-        Session.connect(spec, names=names, report=report) as session,
+        Session.connect(spec, names=names, report=report, partial=True) as session,
     ):
         found = models.listed(session, models.Options(helper_image or spec.image), report)
     if as_json:
         records = [asdict(one) for one in found]
-        console.json({"schema_version": console.SCHEMA_VERSION, "models": records})
-        return
-    grouped = models.nodes_of(found)
-    console.table(
-        ("MODEL", "SIZE", "STATE", "NODES"),
-        [(name, *_where(names, grouped[name])) for name in sorted(grouped)],
-    )
+        unreachable = {name: error.message for name, error in session.failures.items()}
+        console.json(
+            {
+                "schema_version": console.SCHEMA_VERSION,
+                "models": records,
+                "unreachable": unreachable,
+            }
+        )
+    else:
+        grouped = models.nodes_of(found)
+        console.table(
+            ("MODEL", "SIZE", "STATE", "NODES"),
+            [(name, *_where(names, grouped[name])) for name in sorted(grouped)],
+        )
+        for error in session.failures.values():
+            console.warn(f"{error.host}: {error.message}")
+    if session.failures:
+        raise typer.Exit(next(iter(session.failures.values())).exit_code)
 
 
 def _where(names: list[str], found: list[Listed]) -> tuple[str, str, str]:

@@ -248,9 +248,13 @@ def remove(
     session: Session, model: str, options: Options, report: Report, *, to: str | None = None
 ) -> tuple[Place, dict[str, bool]]:
     """Whether it was there, by node."""
-    with at_place(session, model, options, report, to=to) as (crew, place):
+    facts = known_facts(session, report)
+    place = places.place_of(session.spec, crews.homes(facts), model, to=to)
+    there = crews.existing(session, {node: [top] for node, top in place.parents.items()})
+    mounts = {node: [MountSpec(top, top)] for node in there for top in there[node]}
+    with assembled(session, facts, mounts, image=options.image, report=report) as crew:
         said = crew.each(lambda node, depot: depot.call("remove", path=place.path(node)))
-    return place, {node: bool(one["removed"]) for node, one in said.items()}
+    return place, {node: node in said and bool(said[node]["removed"]) for node in there}
 
 
 def nodes_of(found: Sequence[Listed]) -> dict[str, list[Listed]]:

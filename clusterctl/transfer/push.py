@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from clusterctl.errors import ClusterctlError
+from clusterctl.errors import ClusterctlError, PreflightFailed
 from clusterctl.events import Event, Report
 from clusterctl.fanout import Done, Failed, Outcome, fan_out
 from clusterctl.secret import Secret
@@ -76,7 +76,7 @@ class Push:
         owner = self._owners()
         names = [node for node in self.depots if owner[node] == node]
         missing = {node: int(one["missing"]) for node, one in self._each(names, self._stage)}
-        chain.refuse_full(dict(self._each(names, self._room)), missing)
+        self._refuse_full(names, missing)
         hops = self._hops(names, missing)
         outcomes = self._all(names, lambda node: self._bring(node, hops))
         sent = self._sent(names, outcomes)
@@ -129,6 +129,14 @@ class Push:
             fresh=self.fresh,
             **self.tree.request(),
         )
+
+    def _refuse_full(self, names: Sequence[str], missing: Mapping[str, int]) -> None:
+        """Where it does not fit, nothing stays of what was begun for it."""
+        try:
+            chain.refuse_full(dict(self._each(names, self._room)), missing)
+        except PreflightFailed:
+            self._all(names, lambda node: self.depots[node].call("abandon"))
+            raise
 
     def _room(self, node: str) -> Room:
         directory = self.place.parents[node]

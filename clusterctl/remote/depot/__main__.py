@@ -133,6 +133,13 @@ class Depot:
             missing = self._stage.prepare(counted.add, fresh=fresh)
         return {"missing": missing, "files": sum(not one.whole for one in self._stage.pieces)}
 
+    def abandon(self) -> Json:
+        """The hidden directory goes, unless bytes of an earlier run lie in it."""
+        assert self._stage is not None
+        if not self._stage.has_arrivals:
+            self._stage.discard()
+        return {}
+
     def offer(self, path: str, files: list[Any]) -> Json:
         self._offer = offer_in_place(Path(path), [Entry(*one) for one in files])
         return {}

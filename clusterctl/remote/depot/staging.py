@@ -104,6 +104,11 @@ class Stage(Offer):
     def missing(self) -> int:
         return sum(piece.entry.size - piece.have for piece in self.pieces)
 
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether any byte lies under the hidden name."""
+        return any(one.have for one in self.pieces if self.tree in one.path.parents)
+
     def _look(self, piece: Piece, known: dict[str, Any], on_bytes: OnBytes) -> None:
         if self._is_final(piece, known, on_bytes):
             piece.adopt(self.final / piece.entry.path)
