@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,7 +87,10 @@ def plan(
     from clusterctl.planner.strategy import Asked, make_plans
 
     found = find_model(model, dtype)
-    settings = _settings(utilization, max_model_len, kv_dtype, max_num_batched_tokens)
+    settings = replace(
+        _settings(utilization, max_model_len, kv_dtype, max_num_batched_tokens),
+        engine="native" if engine == "native" else "vllm",
+    )
     asked = Asked(tp=tp, pp=pp, concurrency=concurrency, engine=engine)
     hardware = [parse_hardware(gpus) if gpus else _of_cluster(config, cluster)]
     hardware += [parse_hardware(other) for other in compare or ()]

@@ -79,8 +79,8 @@ def _gives(planned: Planned, plan: Plan, memory: Memory) -> str:
         )
     elif memory.max_concurrency < COMFORTABLE and planned.settings.kv_dtype is None:
         told += "; --kv-dtype fp8 would about double them"
-    replicas = f", in each of {plan.split.dp} replicas" if plan.split.dp > 1 else ""
-    return f"{told}{replicas}."
+    each = f"In each of {plan.split.dp} replicas " if plan.split.dp > 1 else ""
+    return f"{each}{told}."
 
 
 def refusal(planned: Planned) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from clusterctl.planner.gpus import GIB, Gpu
 from engine.shapes import (
@@ -28,6 +29,7 @@ LARGE_GPU = 70 * GIB
 
 _OUTSIDE_ONE = 0.35 * GIB  # context and libraries: vllm#10517, 13061
 _OUTSIDE_LINKED = 1.8 * GIB  # and NCCL's channels and custom all-reduce over NVLink: vllm#10511
+_OUTSIDE_NATIVE = 1.22 * GIB  # and kernels, measured on one H100: docs/planning.md
 _LOGIT_BYTES = 10  # bf16 logits, their fp32 copy, and one fp32 tensor of the sampler's
 _LATENT_WORKSPACE = 65536  # tokens that vLLM decompresses at once (chunked prefill of MLA)
 
@@ -41,14 +43,19 @@ class Settings:
     kv_dtype: str | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    engine: Literal["native", "vllm"] = "vllm"
 
     def step_tokens(self, gpu: Gpu) -> int:
-        default = 8192 if gpu.memory_bytes >= LARGE_GPU and not gpu.unified else 2048
-        return self.max_num_batched_tokens or default
+        return self.max_num_batched_tokens or self._default(gpu, large=8192, small=2048)
 
     def step_requests(self, gpu: Gpu) -> int:
-        default = 1024 if gpu.memory_bytes >= LARGE_GPU and not gpu.unified else 256
-        return self.max_num_seqs or default
+        if self.engine == "native":
+            return self.max_num_seqs or 64
+        return self.max_num_seqs or self._default(gpu, large=1024, small=256)
+
+    def _default(self, gpu: Gpu, *, large: int, small: int) -> int:
+        big = gpu.memory_bytes >= LARGE_GPU and not gpu.unified and self.engine == "vllm"
+        return large if big else small
 
 
 @dataclass(frozen=True)
@@ -167,18 +174,19 @@ def _stage(
     scale: float,
 ) -> Stage:
     caching = sum(1 for layer in shape.attention_layers if layer in layers)
+    reckon = native_activation_bytes if settings.engine == "native" else activation_bytes
     return Stage(
         layers=layers,
         gpu=gpu,
         budget=int(gpu.memory_bytes * settings.utilization),
         weights=int(rank_bytes(shape, layers, split.tp, split.ep) * scale),
-        activations=activation_bytes(
+        activations=reckon(
             shape,
             split,
             tokens=settings.step_tokens(gpu),
             requests=settings.step_requests(gpu) if layers.stop == shape.num_layers else 0,
         ),
-        outside=int(_outside(gpu, split)),
+        outside=int(_outside(gpu, split, settings)),
         kv_bytes_per_token=shape.kv_bytes_per_token(
             tp=split.tp, layers=caching, dtype=settings.kv_dtype
         )
@@ -187,8 +195,10 @@ def _stage(
     )
 
 
-def _outside(gpu: Gpu, split: Split) -> float:
+def _outside(gpu: Gpu, split: Split, settings: Settings) -> float:
     """The CUDA context, libraries, and the buffers of collectives."""
+    if settings.engine == "native" and split.ranks == 1:
+        return _OUTSIDE_NATIVE
     linked = gpu.linked and split.ranks * split.ep > 1
     return _OUTSIDE_LINKED if linked else _OUTSIDE_ONE
 
@@ -223,3 +233,13 @@ def _mlp_width(shape: ModelShape, split: Split) -> int:
 def _attention_width(shape: ModelShape, split: Split) -> int:
     heads = shape.num_heads // split.tp + 2 * shape.kv_heads_per_rank(split.tp)
     return 2 * heads * shape.head_dim
+
+
+def native_activation_bytes(shape: ModelShape, split: Split, *, tokens: int, requests: int) -> int:
+    """The peak of engine.runner's largest step: the residual and its norm with their sums before
+    and after, the MLP's gate and up with the gate's activation and the product; or logits in the
+    model's dtype and in fp32."""
+    width = DTYPE_BYTES[shape.dtype]
+    body = tokens * 4 * (shape.hidden_size + shape.intermediate_size // split.tp) * width
+    logits = requests * shape.vocab_size * (width + 4)
+    return max(body, 2 * tokens * shape.hidden_size * width + logits)

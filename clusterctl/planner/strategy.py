@@ -208,12 +208,14 @@ def _tier(split: Split, model: Model, hardware: Hardware) -> float:
         return 0
     if split.ep > 1 and split.ranks == 1 and model.shape.latent and hardware.gpu.linked:
         return 0.5 if split.ep <= hardware.per_node else 1.5
+    if spans_nodes(split, hardware):
+        return 3
     together = split.ranks * (split.dp if split.ep > split.tp else 1)
     if split.ep > 1 and (together > hardware.per_node or split.ranks == 1):
         return 2.5  # experts over the network, or a whole attention beside every expert
     if split.ranks <= hardware.per_node:
         return 1
-    return 3 if spans_nodes(split, hardware) else 2
+    return 2
 
 
 def _within(split: Split, hardware: Hardware, comfortable: bool) -> tuple[float, ...]:

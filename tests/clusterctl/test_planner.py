@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from clusterctl import cli
 from clusterctl.errors import ConfigError
 from clusterctl.planner.gpus import find_gpu, parse_hardware
-from clusterctl.planner.memory import Settings
+from clusterctl.planner.memory import Settings, Split, memory_of
 from clusterctl.planner.published import find_model, table
 from clusterctl.planner.strategy import Asked, Planned, make_plans
-from engine.shapes import parameters, parse_shape
+from engine.shapes import ModelShape, parameters, parse_shape
 
 GIB = 1 << 30
 
@@ -217,6 +218,42 @@ def test_gpu_names_as_people_and_drivers_write_them(written: str, name: str) -> 
 def test_an_unknown_gpu_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="nearest: H100"):
         parse_hardware("2x8xH101")
+
+
+def llama(layers: int, hidden: int, inner: int, heads: int, vocab: int) -> ModelShape:
+    return ModelShape(
+        architecture="LlamaForCausalLM",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=hidden // heads,
+        intermediate_size=inner,
+        vocab_size=vocab,
+        max_position=8192,
+        dtype="bfloat16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "share", "step", "logged"),
+    [
+        (llama(16, 2048, 8192, 32, 128256), 0.9, 2048, 2_198_384),
+        (llama(16, 2048, 8192, 32, 128256), 0.5, 8192, 1_145_184),
+        (llama(16, 2048, 8192, 32, 128256), 0.2, 512, 385_744),
+        (llama(28, 3072, 8192, 24, 32000), 0.9, 2048, 601_504),
+        (llama(28, 3072, 8192, 24, 32000), 0.5, 8192, 300_144),
+        (llama(28, 3072, 8192, 24, 32000), 0.2, 512, 83_808),
+    ],
+)
+def test_our_engine_logged_this_on_an_h100(
+    shape: ModelShape, share: float, step: int, logged: int
+) -> None:
+    """docs/planning-engine-cuda.json"""
+    gpu = replace(find_gpu("H100"), memory_gib=79.1787109375)
+    settings = Settings(utilization=share, max_num_batched_tokens=step, engine="native")
+    memory = memory_of(shape, Split(1, 1), (gpu,), settings)
+    assert memory.kv_cache_tokens == pytest.approx(logged, rel=0.05)
 
 
 # --- the command ---------------------------------------------------------------------------------
