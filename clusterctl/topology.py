@@ -101,7 +101,7 @@ def _joined(facts: HostFacts) -> str | None:
         return None
     if len(kinds) == 1:
         return f"{next(iter(kinds))} between all"
-    return ", ".join(f"{kind} between {count} pairs" for kind, count in kinds.items())
+    return ", ".join(f"{kind} (pairs: {count})" for kind, count in kinds.items())
 
 
 def _carries(interface: Interface) -> bool:
@@ -156,10 +156,9 @@ NOT_MEASURED = "bandwidth: not measured since the cluster was made (clusterctl s
 
 
 def _gpu_words(host: HostTopology) -> Iterator[str]:
-    for kind in host.gpus or ("no GPU seen",):
-        yield f"{kind}, {host.joined}" if host.joined and len(host.gpus) == 1 else kind
-    if host.joined and len(host.gpus) > 1:
-        yield host.joined
+    yield from host.gpus or ("no GPU seen",)
+    if host.joined:
+        yield f"joined by {host.joined}"
 
 
 def adapter_words(adapter: Adapter) -> str:
@@ -240,7 +239,7 @@ def _bus(found: Topology, network: Network, top: int, y: int, index: int, width:
     }
     known = [speed for speed in speeds if speed is not None]
     slowest = f", links of {min(known):g} Gbit/s" if len(known) == len(speeds) else ""
-    return [*said, _text(_GAP, y + 16, f"{network.subnet}{slowest}", "note")]
+    return [*said, _text(_GAP + 150, y + 16, f"{network.subnet}{slowest}", "note")]
 
 
 def _text(x: int, y: int, text: str, kind: str) -> str:
