@@ -123,7 +123,7 @@ def show_pushed(done: Pushed, *, as_json: bool, image: str | None = None) -> Non
                     one.state,
                     size_text(one.received + one.fed),
                     size_text(one.sent),
-                    image or done.place.path(node),
+                    image or _path(done, node),
                 )
                 for node, one in done.arrivals.items()
             ],
@@ -133,6 +133,11 @@ def show_pushed(done: Pushed, *, as_json: bool, image: str | None = None) -> Non
         if not as_json:
             console.error(error)
         raise typer.Exit(error.exit_code)
+
+
+def _path(done: Pushed, node: str) -> str:
+    """A host that was never reached has not said where its home is."""
+    return done.place.path(node) if node in done.place.parents else "-"
 
 
 def pushed_document(done: Pushed) -> dict[str, object]:

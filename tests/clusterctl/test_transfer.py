@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterctl.errors import ConfigError, PreflightFailed
+from clusterctl.commands.model import show_pushed
+from clusterctl.errors import ConfigError, PreflightFailed, Unreachable
 from clusterctl.transfer import chain
 from clusterctl.transfer.chain import Hop, Room
 from clusterctl.transfer.meter import Meter, size_text
+from clusterctl.transfer.models import Pushed
 from clusterctl.transfer.places import Place, local_path, place_of
+from clusterctl.transfer.push import Arrival
 from clusterctl.transfer.trees import Fault, Seen, Tree, TreeFile, faults
 from tests.clusterctl.hosts import spec_of
 
@@ -132,6 +136,26 @@ class TestPlaces:
     def test_what_is_not_here_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="neither a directory here nor a model in /no/hub"):
             local_path("org/none", {"HF_HUB_CACHE": "/no/hub"})
+
+
+def test_a_host_that_was_never_reached_stands_beside_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lost = Unreachable("nothing listens at 10.0.0.2:22", host="gpu02", hint="start sshd")
+    arrivals = {
+        "gpu01": Arrival("gpu01", "copied", received=140 * GB, sent=70 * GB),
+        "gpu02": Arrival("gpu02", "failed", error=lost),
+    }
+    with pytest.raises(typer.Exit) as ended:
+        show_pushed(Pushed(Place("m", {"gpu01": "/models"}), 140 * GB, arrivals), as_json=False)
+    assert ended.value.exit_code == 3
+    shown = capsys.readouterr()
+    assert shown.out == (
+        "NODE   STATE   RECEIVED  PASSED ON  PATH\n"
+        "gpu01  copied  140 GB    70.0 GB    /models/m\n"
+        "gpu02  failed  0 B       0 B        -\n"
+    )
+    assert shown.err == "error: gpu02: nothing listens at 10.0.0.2:22\nfix: start sshd\n"
 
 
 def test_rate_and_time_left_are_those_of_the_last_seconds() -> None:
