@@ -41,11 +41,12 @@ def complete(one: Host) -> Said:
     model = one.facts.model
     if model is None or not model.exists:
         return skip("no model is there to look at")
-    return list(_broken(model)) or [ok(f"{len(model.files)} files")]
+    return _broken(one, model) or [ok(f"{len(model.files)} files")]
 
 
-def _broken(model: ModelFacts) -> list[Answer]:
-    again = f"copy it again: rsync -a --checksum HEAD:{model.path}/ {model.path}/"
+def _broken(one: Host, model: ModelFacts) -> list[Answer]:
+    line = f"rsync -a --checksum HOST:{model.path}/ {one.name}:{model.path}/"
+    again = f"copy it again from a host where it is whole: {line}"
     short = [f for f in model.files if f.declared is not None and f.size != f.declared]
     said = [
         fail(

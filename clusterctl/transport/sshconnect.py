@@ -91,7 +91,12 @@ def _no_road(target: SshTarget, error: OSError, host: str, timeout: float) -> Un
             hint="`sudo systemctl start ssh` there, or give the `port` where its sshd listens",
             cause="ssh-refused",
         )
-    return Unreachable(f"{target.where} cannot be reached: {error.strerror or error}", host=host)
+    return Unreachable(
+        f"{target.where} cannot be reached: {error.strerror or error}",
+        host=host,
+        hint=f"is the host up, and in a network that leads there? `ping {target.hostname}`",
+        cause="ssh-timeout-host-down",
+    )
 
 
 def through(jump: Connection, target: SshTarget, host: str, timeout: float) -> paramiko.Channel:
