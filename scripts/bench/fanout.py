@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from clusterctl.events import silent  # noqa: E402
+from clusterctl.examination import examine  # noqa: E402
 from clusterctl.session import Session, results  # noqa: E402
 from clusterctl.spec import ClusterSpec, LimitsSpec, NodeSpec  # noqa: E402
 from tests.clusterctl.sshd import Sshd, public  # noqa: E402
@@ -78,6 +80,13 @@ def ours_facts(bench: Bench) -> int:
         return len(session.facts())
 
 
+def ours_doctor(bench: Bench) -> int:
+    """All checks, and the ways between the hosts as `up` tries them."""
+    with Session.connect(bench.spec, partial=True) as session:
+        found = examine(session, silent)
+        return len(session.links) if found else 0
+
+
 def openssh(bench: Bench) -> int:
     """A dropped login is tried again, as ours is: ConnectionAttempts does not cover those."""
     sshd = bench.sshd
@@ -121,6 +130,7 @@ def contestants(peer_python: str | None) -> dict[str, Callable[[Bench], int]]:
         "openssh + xargs, `uname -a`": openssh,
         **peers,
         "clusterctl, all facts": ours_facts,
+        "clusterctl, doctor": ours_doctor,
     }
 
 

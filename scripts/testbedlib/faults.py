@@ -5,17 +5,15 @@ Nothing is remembered: `heal` undoes every kind, and undoing what was not done c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import host as hosts
-from . import network
+from . import hostfaults, imagefaults, netfaults, network
 from .images import IMAGES
 from .layout import REGISTRY_PORT, Host
 from .shell import Failure
 
-CHAIN = "TESTBED-FAULT"
-HOOKS = (("INPUT", "--in-interface"), ("OUTPUT", "--out-interface"))
 OURS = "label=clusterctl.cluster"
 KILLED = "exited=137"
 
@@ -36,16 +34,18 @@ def inflict(host: Host, kind: str) -> None:
 def heal(host: Host) -> None:
     network.plug(host)
     network.unlimit(host)
-    _open_firewall(host)
+    netfaults.heal(host)
+    hostfaults.heal(host)
     hosts.control(host, "start", "sshd", "dockerd")
     hosts.wait_for_services(host)
     killed = _containers(host, "--all", "--filter", KILLED)
     if killed:
         hosts.docker(host, "start", *killed)
+    imagefaults.heal(host)
 
 
 def describe() -> str:
-    return "\n".join(f"  {kind:16} {fault.effect}" for kind, fault in FAULTS.items())
+    return "\n".join(f"  {kind:20} {fault.effect}" for kind, fault in FAULTS.items())
 
 
 def _unplug(host: Host, _: str) -> None:
@@ -55,7 +55,7 @@ def _unplug(host: Host, _: str) -> None:
 def _block_port(host: Host, port: str) -> None:
     if not port.isdecimal():
         raise Failure("which port? as in port-blocked:6379")
-    _filter(host, ["--protocol", "tcp", "--dport", port, "--jump", "DROP"])
+    netfaults.drop(host, ["--protocol", "tcp", "--dport", port])
 
 
 def _slow_down(host: Host, mbit: str) -> None:
@@ -86,7 +86,7 @@ def _lose_image(host: Host, _: str) -> None:
         hosts.docker(host, "rmi", "--force", *lost)
     registry = ["--destination", host.testbed.address, "--protocol", "tcp"]
     refusal = ["--jump", "REJECT", "--reject-with", "tcp-reset"]
-    _filter(host, [*registry, "--dport", str(REGISTRY_PORT), *refusal])
+    netfaults.add_rule(host, [*registry, "--dport", str(REGISTRY_PORT), *refusal])
 
 
 def _reboot(host: Host, _: str) -> None:
@@ -106,34 +106,49 @@ FAULTS = {
     "image-missing": Fault(
         "the images are removed and the registry refuses this host", _lose_image
     ),
+    "loss": Fault("loss:PERCENT of all packets, each way (10)", netfaults.lose_packets),
+    "mtu": Fault("mtu:BYTES of its interface (1400), against its neighbours'", netfaults.set_mtu),
+    "large-lost": Fault(
+        "large-lost:BYTES, larger packets between hosts vanish (1400): a path MTU nobody tells",
+        netfaults.lose_large_packets,
+    ),
+    "return-ports-blocked": Fault(
+        "a firewall lets no new TCP connection in above port 1023", netfaults.block_return_ports
+    ),
+    "nic-twin": Fault("a second interface in the same subnet", netfaults.add_twin),
+    "address-duplicate": Fault(
+        "address-duplicate:HOST, it takes that host's address as well", netfaults.take_address
+    ),
+    "hostname-loopback": Fault(
+        "its name means 127.0.1.1 in /etc/hosts, as Debian's installer writes",
+        hostfaults.name_on_loopback,
+    ),
+    "clock-skewed": Fault(
+        "clock-skewed:SECONDS, in every login by ssh (120)", hostfaults.skew_clock
+    ),
+    "shm-small": Fault("shm-small:MIB of /dev/shm (64)", hostfaults.shrink_shm),
+    "model-truncated": Fault(
+        "model-truncated:FILE, half of a file below /models", hostfaults.truncate_model
+    ),
+    "model-missing": Fault(
+        "model-missing:DIRECTORY below /models is empty here", hostfaults.hide_model
+    ),
+    "docker-disk-full": Fault(
+        "Docker's root is a small and full disk; its images are out of sight",
+        hostfaults.fill_docker_disk,
+    ),
+    "rank-hung": Fault(
+        "SIGSTOP to every rank of a deployment or collective check", hostfaults.stop_ranks
+    ),
+    "image-differs": Fault(
+        "the node image under its name is another one", imagefaults.replace_image
+    ),
+    "ray-skew": Fault("the node image has another version of Ray", imagefaults.age_ray),
+    "ray-stray": Fault(
+        "somebody's Ray, in a container that is not ours", imagefaults.start_stray_ray
+    ),
     "reboot": Fault("power off and on again; heals by itself", _reboot),
 }
-
-
-def _filter(host: Host, rule: Sequence[str]) -> None:
-    """Add a rule for packets in and out, in a chain of our own. Traffic within the host passes."""
-    if not _chain_exists(host):
-        _iptables(host, "--new-chain", CHAIN)
-        for hook, interface in HOOKS:
-            _iptables(host, "--insert", hook, "!", interface, "lo", "--jump", CHAIN)
-    _iptables(host, "--append", CHAIN, *rule)
-
-
-def _open_firewall(host: Host) -> None:
-    if not _chain_exists(host):
-        return
-    for hook, interface in HOOKS:
-        _iptables(host, "--delete", hook, "!", interface, "lo", "--jump", CHAIN)
-    _iptables(host, "--flush", CHAIN)
-    _iptables(host, "--delete-chain", CHAIN)
-
-
-def _chain_exists(host: Host) -> bool:
-    return f"-N {CHAIN}" in _iptables(host, "--list-rules")
-
-
-def _iptables(host: Host, *words: str) -> str:
-    return network.in_namespace(host, ["iptables", *words])
 
 
 def _containers(host: Host, *which: str) -> list[str]:

@@ -30,20 +30,30 @@ def connect(host: Host) -> None:
     if has_namespace(host):
         return
     run(["ip", "netns", "add", host.namespace])
-    cable = ["ip", "link", "add", host.cable, "type", "veth"]
-    run([*cable, "peer", "name", "eth0", "netns", host.namespace])
-    run(["ip", "link", "set", host.cable, "master", host.testbed.bridge, "up"])
     inside = ["ip", "-n", host.namespace]
     run([*inside, "link", "set", "lo", "up"])
-    run([*inside, "addr", "add", f"{host.address}/24", "dev", "eth0"])
-    run([*inside, "link", "set", "eth0", "up"])
+    plug_in(host, host.cable, "eth0", host.address)
     run([*inside, "route", "add", "default", "via", host.testbed.address])
 
 
+def plug_in(host: Host, cable: str, interface: str, address: str) -> None:
+    """A cable from the bridge to a new interface of the host."""
+    veth = ["ip", "link", "add", cable, "type", "veth"]
+    run([*veth, "peer", "name", interface, "netns", host.namespace])
+    run(["ip", "link", "set", cable, "master", host.testbed.bridge, "up"])
+    inside = ["ip", "-n", host.namespace]
+    run([*inside, "addr", "add", f"{address}/24", "dev", interface])
+    run([*inside, "link", "set", interface, "up"])
+
+
+def remove_cable(cable: str) -> None:
+    """Both ends go with the one that we hold. Nothing to do where there is none."""
+    if _link_exists(cable):
+        run(["ip", "link", "delete", cable])
+
+
 def disconnect(host: Host) -> None:
-    """Both ends of the cable go with the one that we hold."""
-    if _link_exists(host.cable):
-        run(["ip", "link", "delete", host.cable])
+    remove_cable(host.cable)
     if has_namespace(host):
         run(["ip", "netns", "delete", host.namespace])
 

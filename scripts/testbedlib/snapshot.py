@@ -18,7 +18,10 @@ from .layout import Host
 
 OWN_SERVICES = ("sshd", "dockerd", "containerd")
 LOGINS = "sshd"
-VOLATILE = ("/var/log/", "/run/docker/", "/run/containerd/", "/run/sudo/", "/var/lib/sudo/")
+VOLATILE = (  # /run/mount: what mount(8) notes for itself
+    *("/var/log/", "/run/docker/", "/run/containerd/", "/run/mount/"),
+    *("/run/sudo/", "/var/lib/sudo/"),
+)
 VOLATILE_FILES = ("/run/docker.pid", "/run/sshd.pid", "/run/utmp", "/run/motd.dynamic")
 MEMORY = ("/run", "/dev/shm")  # file systems of their own, beside the host's layer
 
