@@ -71,6 +71,10 @@ def plan(
         list[str] | None,
         typer.Option("--compare", metavar="NxGxNAME", help="Other GPUs beside --gpus; repeat."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw it too, as .png or .svg."),
+    ] = None,
     config: ConfigFile = None,
     cluster: ClusterName = None,
     as_json: Json = False,
@@ -82,10 +86,13 @@ def plan(
       clusterctl plan ./model --gpus 1x4xL40S --max-model-len auto
       clusterctl plan deepseek-ai/DeepSeek-V3 --gpus 1x8xH200 --compare 2x8xH100
     """
+    from clusterctl.planner import picture
     from clusterctl.planner.gpus import parse_hardware
     from clusterctl.planner.published import find_model
     from clusterctl.planner.strategy import Asked, make_plans
 
+    if plot is not None:
+        picture.check_target(plot)
     found = find_model(model, dtype)
     settings = replace(
         _settings(utilization, max_model_len, kv_dtype, max_num_batched_tokens),
@@ -99,6 +106,8 @@ def plan(
         _show_comparison(planned, as_json)
     else:
         _show(planned[0], as_json, longest=max_model_len == "auto")
+    if plot is not None:
+        picture.draw(planned[0], plot)
     if all(one.best is None for one in planned):
         raise typer.Exit(1)
 

@@ -314,3 +314,20 @@ def test_what_is_asked_for_at_once_must_fit_at_once(capsys: pytest.CaptureFixtur
     asked = ("meta-llama/Llama-3.1-8B", "--gpus", "1x1xH100", "--max-model-len", "8192")
     assert run(capsys, *asked, "--concurrency", "50")[0] == 0
     assert run(capsys, *asked, "--concurrency", "100")[0] == 1
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.svg"])
+def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    target = tmp_path / name
+    asked = ("meta-llama/Llama-3.1-405B", "--gpus", "2x8xH100", "--plot", str(target))
+    assert run(capsys, *asked)[0] == 0
+    begin = b"\x89PNG" if name.endswith("png") else b"<?xml"
+    assert target.read_bytes().startswith(begin)
+
+
+def test_plot_of_another_kind_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = run(capsys, "gpt2", "--gpus", "1x1xL4", "--plot", "out.gif")
+    assert (code, found["error"]["message"]) == (
+        2,
+        "--plot out.gif: the name must end in .png or .svg",
+    )
