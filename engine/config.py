@@ -36,6 +36,8 @@ class EngineConfig:
     max_queued_requests: int | None = None
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
+    enforce_eager: bool = False
+    load_format: Literal["auto", "dummy"] = "auto"
     seed: int = 0
     step_timeout_s: float = 300.0
     start_timeout_s: float = 300.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 
 from engine.attention import make_backend
-from engine.attention.base import KVLayout, Span
+from engine.attention.base import Attend, KVLayout, Span
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.grammar import Grammars
@@ -19,8 +20,11 @@ from engine.memory import cpu_kv_bytes, cuda_kv_bytes
 from engine.models import build_model
 from engine.parallel import ParallelContext
 from engine.shapes import ModelShape, stage_layers
-from engine.step import PENDING, ScheduledRequest, Step, StepResult
-from engine.weights import load_weights
+from engine.step import PENDING, Deferred, ScheduledRequest, Step, StepResult
+from engine.weights import fill_at_random, load_weights
+
+if TYPE_CHECKING:
+    from engine.cudasteps import CudaSteps
 
 
 class Runner:
@@ -44,6 +48,7 @@ class Runner:
         self.model = build_model(Build(parallel.tp, parallel.device, self.dtype), shape, layers)
         self.sampler = Sampler(config.seed)
         self._sampled: dict[str, int] = {}  # the last token of each request
+        self.steps: CudaSteps | None = None
         grammars = Grammars(config.model, shape.vocab_size, shape.eos_token_ids)
         self.special = SpecialRequests(shape.eos_token_ids, grammars)
         self.layout = KVLayout(
@@ -56,7 +61,10 @@ class Runner:
 
     def load_weights(self) -> None:
         """Read this rank's shard from the checkpoint. Raises WeightsError naming tensors."""
-        load_weights(self.model, self.shape, checkpoint_directory(self.config.model))
+        if self.config.load_format == "dummy":
+            fill_at_random(self.model, self.config.seed)
+        else:
+            load_weights(self.model, self.shape, checkpoint_directory(self.config.model))
 
     def kv_block_bytes(self) -> int:
         """Bytes that one KV block takes on this rank, all its layers together."""
@@ -68,12 +76,31 @@ class Runner:
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Take the KV memory. Every rank must be given the same number."""
-        cache = self.layout.allocate(num_blocks, self.parallel.device)
-        self.backend = make_backend(cache)
+        device = self.parallel.device
+        if device.type == "cpu":
+            self.backend = make_backend(self.layout.allocate(num_blocks, device))
+            return
+        from engine.attention import paged
+        from engine.cudasteps import CudaSteps
+
+        with torch.inference_mode():
+            cache = paged.allocate(self.layout, num_blocks + 1, device)
+            self.steps = CudaSteps(
+                self.config,
+                self.parallel,
+                self.model,
+                cache,
+                self._table_width(),
+                self.sampler,
+                self.special,
+            )
 
     @torch.inference_mode()
-    def execute(self, step: Step) -> StepResult | None:
+    def execute(self, step: Step) -> StepResult | Deferred | None:
         """One step. The result on the last stage's first rank, else None."""
+        if self.steps is not None:
+            late = self.steps.execute(step, self.shape.hidden_size, self.dtype)
+            return late if self.parallel.tp.rank == 0 else None
         for request_id in step.ended:
             self._sampled.pop(request_id, None)
         hidden = self._stage(step)
@@ -141,12 +168,27 @@ class Runner:
             return cuda_kv_bytes(self.parallel.device, share, self._largest_step) // ranks
         return cpu_kv_bytes(self.config.world_size)
 
+    def _table_width(self) -> int:
+        longest = self.config.max_model_len or self.shape.max_position
+        return -(-longest // self.layout.block_size)
+
+    def _rehearsal(self, tokens: int) -> Attend:
+        """Attention of one prompt of `tokens` tokens that all lie in one block."""
+        from engine.attention import paged
+
+        device = self.parallel.device
+        table = torch.zeros(1, tokens, dtype=torch.int32, device=device)
+        places = torch.arange(tokens, dtype=torch.int32, device=device)
+        places %= self.shape.max_position
+        pieces = torch.tensor(paged.tiles_of([(0, tokens, 0, 0)]), device=device).int()
+        cache = paged.allocate(self.layout, 1, device)
+        return paged.PagedPlan(cache, table, places, torch.zeros_like(places), 0, pieces)
+
     @torch.inference_mode()
     def _largest_step(self) -> None:
         """As many new tokens as a step can hold, through this stage alone: no other is needed."""
         tokens, device = self.config.max_num_batched_tokens, self.parallel.device
-        blocks = (0,) * -(-tokens // self.layout.block_size)
-        plan = make_backend(self.layout.allocate(1, device)).plan([Span(0, tokens, blocks)])
+        plan = self._rehearsal(tokens)
         hidden = torch.zeros(tokens, self.shape.hidden_size, dtype=self.dtype, device=device)
         hidden = self.model(hidden, torch.arange(tokens, device=device), plan)
         if self.parallel.is_last_stage:

@@ -44,6 +44,13 @@ def load_weights(model: CausalLM, shape: ModelShape, directory: Path) -> None:
         _read(path, shards)
 
 
+def fill_at_random(model: CausalLM, seed: int) -> None:
+    """Weights that are no model's: for measuring speed. Small, so that nothing overflows."""
+    for number, parameter in enumerate(model.parameters()):
+        generator = torch.Generator(parameter.device).manual_seed(seed + number)
+        parameter.data.normal_(0.0, 0.02, generator=generator)
+
+
 def tensor_files(directory: Path) -> Mapping[str, Path]:
     """Which file holds which tensor, in a checkpoint of one file or of several with an index."""
     index = directory / _INDEX

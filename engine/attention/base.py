@@ -1,7 +1,7 @@
 """The seam between the model and the KV cache: a backend plans a step, the model calls the plan.
 
 runner  ── plan(spans) ──>  backend         once a step: where tokens go, what they may see
-model   ── attend(layer, q, k, v) ──> plan  once a layer: store k and v, then attend
+model   ── attend(layer, heads, turn) ──> plan  once a layer: turn, store k and v, attend
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,36 @@ class KVLayout:
         return tuple(torch.zeros(size, dtype=self.dtype, device=device) for _ in range(self.layers))
 
 
-class Attend(Protocol):
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+@dataclass(frozen=True)
+class Turn:
+    """What happens to queries and keys before they meet: a norm of each head, if the weights are
+    given, then a rotation by position. `cos` and `sin` are fp32 [positions, dim / 2]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    query_norm: torch.Tensor | None = None
+    key_norm: torch.Tensor | None = None
+    eps: float = 0.0
+
+    def apply(
+        self, heads: torch.Tensor, positions: torch.Tensor, norm: torch.Tensor | None
     ) -> torch.Tensor:
-        """Store key and value [tokens, kv_heads, dim] of this step's tokens, then give each token
-        of query [tokens, heads, dim] its mix of the values at or before its own position."""
+        """[tokens, heads, dim], element i paired with i + dim / 2; angles rounded to its dtype."""
+        if norm is not None:
+            heads = functional.rms_norm(heads, norm.shape, norm, self.eps)
+        cos = self.cos[positions].to(heads.dtype).unsqueeze(1)
+        sin = self.sin[positions].to(heads.dtype).unsqueeze(1)
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attend(Protocol):
+    def __call__(self, layer: int, heads: torch.Tensor, turn: Turn | None) -> torch.Tensor:
+        """`heads` [tokens, queries + 2 kv_heads, dim] are this step's queries, keys and values.
+
+        Turn queries and keys, store keys and values, then give each token's queries their mix of
+        the values at or before its own position: [tokens, queries, dim]. May overwrite `heads`.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention.base import Attend, Span
+from engine.attention.base import Attend, Span, Turn
 
 
 class SdpaBackend:
@@ -25,7 +25,11 @@ class SdpaBackend:
     def plan(self, spans: Sequence[Span]) -> Attend:
         slots = [slot for span in spans for slot in self._slots(span)]
         groups: list[_Group] = [*self._prefills(spans), *self._decodes(spans)]
-        return _Plan(self.cache, torch.tensor(slots, device=self.device), groups)
+        positions = [place for span in spans for place in range(span.start, span.stop)]
+        return _Plan(self.cache, self._ids(slots), self._ids(positions), groups)
+
+    def _ids(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _slots(self, span: Span) -> Iterator[int]:
         """Where in the cache, seen as one row of token slots, the new tokens go."""
@@ -79,12 +83,16 @@ class _Group(Protocol):
 class _Plan:
     cache: tuple[torch.Tensor, ...]
     slots: torch.Tensor
+    positions: torch.Tensor
     groups: Sequence[_Group]
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, heads: torch.Tensor, turn: Turn | None) -> torch.Tensor:
         cache = self.cache[layer]
+        kv = cache.shape[3]
+        query, key, value = torch.split(heads, [heads.shape[1] - 2 * kv, kv, kv], dim=1)
+        if turn is not None:
+            query = turn.apply(query, self.positions, turn.query_norm)
+            key = turn.apply(key, self.positions, turn.key_norm)
         keys, values = cache.flatten(1, 2)
         keys.index_copy_(0, self.slots, key)
         values.index_copy_(0, self.slots, value)

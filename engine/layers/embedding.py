@@ -49,6 +49,8 @@ class VocabParallelEmbedding(VocabTable):
 
 class ParallelLMHead(VocabTable):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, hidden] -> fp32 logits [rows, vocab], whole on every rank, padding cut off."""
+        """[rows, hidden] -> logits [rows, vocab], whole on every rank, padding cut off. In fp32,
+        but on CUDA: there the sampler converts what it reads."""
         logits = functional.linear(hidden, self.weight)
-        return self.tp.all_gather(logits, dim=-1)[:, : self.vocab].float()
+        logits = self.tp.all_gather(logits, dim=-1)[:, : self.vocab]
+        return logits if logits.is_cuda else logits.float()

@@ -11,25 +11,17 @@ from engine.shapes import ModelShape, RopeScaling
 
 
 class Rotary(nn.Module):
-    """Positions -> rotation, once a step for all layers."""
+    """The rotation of every position, shared by all layers: fp32 [positions, head_dim / 2]."""
 
-    frequencies: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
 
-    def __init__(self, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, device: torch.device) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.register_buffer("frequencies", rotary_frequencies(shape).to(device), persistent=False)
-
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[tokens] -> cos and sin, each [tokens, 1, head_dim / 2]; angles are computed in fp32."""
-        angles = (positions.float().unsqueeze(-1) * self.frequencies).unsqueeze(1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, head_dim] turned by its position; element i pairs with i + head_dim / 2."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        positions = torch.arange(shape.max_position, dtype=torch.float32, device="cpu")
+        angles = positions.unsqueeze(-1) * rotary_frequencies(shape)
+        self.register_buffer("cos", angles.cos().to(device), persistent=False)
+        self.register_buffer("sin", angles.sin().to(device), persistent=False)
 
 
 def rotary_frequencies(shape: ModelShape) -> torch.Tensor:

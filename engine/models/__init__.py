@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from engine.layers.base import Build
     from engine.models.base import CausalLM
 
-ARCHITECTURES: Mapping[str, str] = {"LlamaForCausalLM": "engine.models.llama"}
+ARCHITECTURES: Mapping[str, str] = {
+    "LlamaForCausalLM": "engine.models.llama",
+    "Qwen3ForCausalLM": "engine.models.qwen3",
+}
 
 
 def build_model(build: Build, shape: ModelShape, layers: range) -> CausalLM:

@@ -30,47 +30,53 @@ class LlamaMLP(nn.Module):
 
 
 class LlamaLayer(nn.Module):
-    def __init__(self, build: Build, shape: ModelShape, index: int) -> None:
+    head_norm = False
+
+    def __init__(self, build: Build, shape: ModelShape, index: int, rotary: Rotary) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
-        self.self_attn = SelfAttention(build, shape, index)
+        self.self_attn = SelfAttention(build, shape, index, rotary, self.head_norm)
         self.post_attention_layernorm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
         self.mlp = LlamaMLP(build, shape)
 
     def forward(
-        self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, attend)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream and what the last block wants to add to it: the next norm adds both."""
+        normed, hidden = self.input_layernorm.after(hidden, delta)
+        normed, hidden = self.post_attention_layernorm.after(hidden, self.self_attn(normed, attend))
+        return hidden, self.mlp(normed)
 
 
 class LlamaModel(nn.Module):
     """The stage that holds `layers`; the first one embeds, the last one normalises."""
 
+    layer: type[LlamaLayer] = LlamaLayer
+
     def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
         super().__init__()
         if layers.start == 0:
             self.embed_tokens = VocabParallelEmbedding(build, shape.vocab_size, shape.hidden_size)
-        self.rotary = Rotary(shape, build.device, build.dtype)
+        self.rotary = Rotary(shape, build.device)
         self.layers = nn.ModuleDict(
-            {str(layer): LlamaLayer(build, shape, i) for i, layer in enumerate(layers)}
+            {str(n): self.layer(build, shape, i, self.rotary) for i, n in enumerate(layers)}
         )
         if layers.stop == shape.num_layers:
             self.norm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
 
-    def forward(
-        self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        cos, sin = self.rotary(positions)
+    def forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
+        delta = None
         for layer in self.layers.values():
-            hidden = layer(hidden, cos, sin, attend)
-        return hidden
+            hidden, delta = layer(hidden, delta, attend)
+        return hidden if delta is None else hidden + delta
 
 
 class LlamaForCausalLM(CausalLM):
+    body: type[LlamaModel] = LlamaModel
+
     def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
         super().__init__(build, shape, layers)
-        self.model = LlamaModel(build, shape, layers)
+        self.model = self.body(build, shape, layers)
         if layers.stop == shape.num_layers:
             self.lm_head = self._head(build, shape)
 
@@ -88,7 +94,7 @@ class LlamaForCausalLM(CausalLM):
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
-        return self.model(hidden, positions, attend)  # type: ignore[no-any-return]
+        return self.model(hidden, attend)  # type: ignore[no-any-return]
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.norm(hidden)  # type: ignore[no-any-return]

@@ -30,6 +30,8 @@ HELP = {
     "max_queued_requests": "requests that may wait; more are refused (unset: any number)",
     "enable_prefix_caching": "share the KV blocks of equal beginnings",
     "async_scheduling": "prepare a step while the one before it runs; unset: on CUDA",
+    "enforce_eager": "no CUDA graphs",
+    "load_format": "dummy: random weights, to measure speed without a checkpoint",
     "seed": "for requests that bring none",
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",

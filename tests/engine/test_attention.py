@@ -58,7 +58,7 @@ class World:
         total = sum(span.length for span in spans)
         query = self.random(total, self.heads)
         key, value = self.random(total, self.kv_heads), self.random(total, self.kv_heads)
-        mixed = self.backend.plan(spans)(layer, query, key, value)
+        mixed = self.backend.plan(spans)(layer, torch.cat((query, key, value), dim=1), None)
         row = 0
         for sequence, length in work:
             rows = slice(row, row + length)

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from engine.attention.base import Turn
 from engine.communicators import thread_world
 from engine.layers.activation import silu_gate
 from engine.layers.base import Build, ShardedLayer
@@ -24,7 +25,7 @@ from engine.layers.linear import (
     qkv_parts,
 )
 from engine.layers.norm import RMSNorm
-from engine.layers.rotary import Rotary, rotate
+from engine.layers.rotary import Rotary
 from engine.layers.sampler import Sampler
 from engine.sampling_params import SamplingParams
 from engine.shapes import ModelShape, RopeScaling
@@ -171,9 +172,10 @@ def test_rotation_is_transformers_own(scaling: RopeScaling | None, theirs: dict[
     query, key = noise(5, 4, 16), noise(5, 4, 16, seed=1)
     cos, sin = LlamaRotaryEmbedding(config)(query, positions.unsqueeze(0))
     expected = apply_rotary_pos_emb(query[None], key[None], cos, sin, unsqueeze_dim=2)
-    turn = Rotary(shape, CPU, torch.float32)(positions)
-    torch.testing.assert_close(rotate(query, *turn), expected[0][0])
-    torch.testing.assert_close(rotate(key, *turn), expected[1][0])
+    rotary = Rotary(shape, CPU)
+    turn = Turn(rotary.cos, rotary.sin)
+    torch.testing.assert_close(turn.apply(query, positions, None), expected[0][0])
+    torch.testing.assert_close(turn.apply(key, positions, None), expected[1][0])
 
 
 def request(name: str = "r", *, num_generated: int = 0, **sampling: Any) -> ScheduledRequest:

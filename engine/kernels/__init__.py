@@ -1,0 +1,1 @@
+"""Triton kernels, for CUDA. Imported only where there is a device (or Triton's interpreter)."""
