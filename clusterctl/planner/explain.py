@@ -113,7 +113,9 @@ def _shorter(planned: Planned) -> str | None:
 
 
 def _larger(planned: Planned) -> list[str]:
-    hardware, asked = planned.hardware, replace(planned.asked, tp=None, pp=None)
+    hardware, asked = planned.hardware, planned.asked
+    if not any(plan.legal for plan in planned.plans):
+        return []  # more of what cannot run it at all is no help
     nodes = hardware.nodes + 1
     while nodes <= _MOST_NODES:
         more = Hardware(nodes, hardware.per_node, hardware.gpu)

@@ -97,7 +97,12 @@ def _parse(config: Config, text: Config) -> ModelShape:
             "rope_theta": rope.get("rope_theta") or text.get("rope_theta") or 10000.0,
             "rope_scaling": _rope_scaling(rope, sizes["max_position"]),
             "norm_eps": first(text, "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps") or 1e-6,
-            "activation": first(text, "hidden_act", "activation_function", "hidden_activation")
+            "activation": first(
+                {**family.defaults, **text},
+                "hidden_act",
+                "activation_function",
+                "hidden_activation",
+            )
             or "silu",
             "dtype": _dtype(config, text, quantisation),
             "eos_token_ids": _ids(config.get("eos_token_id", text.get("eos_token_id"))),

@@ -107,7 +107,8 @@ def _seed(text: Config, sizes: Sizes) -> Traits:
 
 _QKV_BIAS = {"attention_bias": True, "output_bias": False}
 _BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "gated_mlp": False}
-_GEMMA2 = {"query_pre_attn_scalar": 256}
+_GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
+_GPT2 = {"vocab_size": 50257, "n_positions": 1024, "activation_function": "gelu_new"}
 # gemma-3-4b-it's config.json leaves out what transformers' Gemma3TextConfig holds.
 _GEMMA3 = {
     "num_attention_heads": 8,
@@ -126,10 +127,10 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
     ("qwen3_5", Family(fixed={"qk_norm": "head", "output_gate": True})),
     ("qwen3", Family(fixed={"qk_norm": "head"})),
     ("gemma3", Family(True, _GEMMA3, {"norms_per_layer": 4, "qk_norm": "head"})),
-    ("gemma2", Family(True, {"sliding_window_pattern": 2}, {"norms_per_layer": 4})),
-    ("gemma", Family(True, {"head_dim": 256})),
-    ("opt", Family(True, fixed=_BIASES, own=_opt)),
-    ("gpt2", Family(True, {"vocab_size": 50257, "n_positions": 1024}, _BIASES, _learned)),
+    ("gemma2", Family(True, _GEMMA | {"sliding_window_pattern": 2}, {"norms_per_layer": 4})),
+    ("gemma", Family(True, _GEMMA | {"head_dim": 256})),
+    ("opt", Family(True, {"activation_function": "relu"}, _BIASES, _opt)),
+    ("gpt2", Family(True, _GPT2, _BIASES, _learned)),
     ("gpt_bigcode", Family(True, {"multi_query": True}, _BIASES, _learned)),
     ("gpt_neox", Family(fixed=_BIASES)),
     ("starcoder2", Family(True, fixed=_BIASES)),
