@@ -91,12 +91,16 @@ class Tokenizer:
         return tuple(found)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Bytes that are no whole character yet come out as U+FFFD."""
-        text: str = self._tokenizer.decode(
-            list(token_ids),
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=False,  # it unsays text, and eats spaces of code
-        )
+        """Bytes that are no whole character yet come out as U+FFFD. Raises ValueError for a number
+        that no vocabulary holds."""
+        try:
+            text: str = self._tokenizer.decode(
+                list(token_ids),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,  # it unsays text, and eats spaces of code
+            )
+        except OverflowError as error:
+            raise ValueError("the prompt: a token id is in no vocabulary") from error
         return text
 
 

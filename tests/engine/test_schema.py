@@ -76,6 +76,8 @@ ODD_COMPLETIONS = [
     f'{{{COMPLETION}, "top_k": {10**30}, "seed": {-(10**30)}}}',
     f'{{{COMPLETION}, "min_tokens": 2, "stop_token_ids": {list(range(261))}}}',
     f'{{"prompt": [{10**30}]}}',
+    '{"prompt": [-3], "echo": true}',
+    f'{{"prompt": [{10**30}], "echo": true}}',
     '{"prompt": []}',
     '{"prompt": [[]]}',
     "[" * 100_000,
