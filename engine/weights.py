@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 _NAMED_AT_MOST = 8
 
 
@@ -35,10 +36,12 @@ def load_weights(model: CausalLM, shape: ModelShape, directory: Path) -> None:
     Raises WeightsError for a missing file, and for missing, unexpected or ill-shaped tensors.
     """
     files = tensor_files(directory)
-    check_names(files, shape, directory)
-    wanted: dict[Path, list[Shard]] = defaultdict(list)
+    names = stored_names(files, model.optional_prefix)
+    check_names(names, shape, directory)
+    wanted: dict[Path, list[tuple[str, Shard]]] = defaultdict(list)
     for shard in model_shards(model):
-        wanted[files[shard.source]].append(shard)
+        stored = names[shard.source]
+        wanted[files[stored]].append((stored, shard))
     for number, (path, shards) in enumerate(sorted(wanted.items()), start=1):
         logger.info("Loading safetensors shard %d/%d", number, len(wanted))
         _read(path, shards)
@@ -64,23 +67,32 @@ def tensor_files(directory: Path) -> Mapping[str, Path]:
         return dict.fromkeys(file.keys(), single)
 
 
+def stored_names(files: Iterable[str], prefix: str | None) -> Mapping[str, str]:
+    """The model's names of the checkpoint's tensors -> the checkpoint's own, which may lack
+    `prefix` (the published GPT-2 and OPT files do)."""
+    names = list(files)
+    bare = prefix is not None and not any(name.startswith(prefix) for name in names)
+    return {f"{prefix}{name}" if bare and name != _HEAD else name: name for name in names}
+
+
 def check_names(names: Iterable[str], shape: ModelShape, directory: Path) -> None:
     """Raises WeightsError unless `names` are the whole model's tensors, no more and no less."""
     # The whole model, without memory: what any rank of any stage would read.
     build = Build(Solo(), torch.device("meta"), torch.float32)
-    expected = {s.source for s in model_shards(build_model(build, shape, range(shape.num_layers)))}
-    present = {name for name in names if not _is_ignored(name, shape)}
+    model = build_model(build, shape, range(shape.num_layers))
+    expected = {shard.source for shard in model_shards(model)}
+    present = {name for name in names if not _is_ignored(name, shape, model.passed_over)}
     if missing := expected - present:
         raise WeightsError(f"{directory} lacks {_listed(missing)}")
     if unexpected := present - expected:
         raise WeightsError(f"{directory} has unexpected {_listed(unexpected)}")
 
 
-def _is_ignored(name: str, shape: ModelShape) -> bool:
+def _is_ignored(name: str, shape: ModelShape, passed_over: tuple[str, ...]) -> bool:
     """Old checkpoints carry computed frequencies, and some a copy of the tied embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (
-        shape.tie_embeddings and name == "lm_head.weight"
-    )
+    if shape.tie_embeddings and name == _HEAD:
+        return True
+    return name.endswith(("rotary_emb.inv_freq", *passed_over))
 
 
 def _listed(names: set[str]) -> str:
@@ -90,16 +102,17 @@ def _listed(names: set[str]) -> str:
     return f"{len(names)} tensor{plural}: {shown}{more}"
 
 
-def _read(path: Path, shards: list[Shard]) -> None:
+def _read(path: Path, shards: list[tuple[str, Shard]]) -> None:
     with _open(path) as file:
-        for shard in shards:
-            stored = file.get_slice(shard.source)
+        for name, shard in shards:
+            stored = file.get_slice(name)
             if tuple(stored.get_shape()) != shard.shape:
                 raise WeightsError(
-                    f"{shard.source} in {path} is {stored.get_shape()}, "
+                    f"{name} in {path} is {stored.get_shape()}, "
                     f"but config.json makes it {list(shard.shape)}"
                 )
-            shard.target.copy_(stored[shard.index])
+            part = stored[shard.index]
+            shard.target.copy_(part.T if shard.transposed else part)
 
 
 def _open(path: Path) -> Any:  # safe_open is untyped

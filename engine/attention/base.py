@@ -63,21 +63,41 @@ class Turn:
     def apply(
         self, heads: torch.Tensor, positions: torch.Tensor, norm: torch.Tensor | None
     ) -> torch.Tensor:
-        """[tokens, heads, dim], element i paired with i + dim / 2; angles rounded to its dtype."""
+        """[tokens, heads, dim]: of the first n = 2 * cos.shape[-1] elements i pairs with i + n / 2,
+        the others stay; angles rounded to its dtype."""
         if norm is not None:
-            heads = functional.rms_norm(heads, norm.shape, norm, self.eps)
+            heads = functional.rms_norm(heads, norm.shape, norm.to(heads.dtype), self.eps)
         cos = self.cos[positions].to(heads.dtype).unsqueeze(1)
         sin = self.sin[positions].to(heads.dtype).unsqueeze(1)
-        first, second = heads.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        turned = 2 * cos.shape[-1]
+        first, second = heads[..., :turned].chunk(2, dim=-1)
+        parts = (first * cos - second * sin, second * cos + first * sin, heads[..., turned:])
+        return torch.cat(parts if turned < heads.shape[-1] else parts[:2], dim=-1)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a layer looks at the past. `window`: at the last that many positions, its own included;
+    `softcap`: scores s become softcap * tanh(s / softcap); `scale`: of the scores, None for one
+    over the root of the head size."""
+
+    window: int | None = None
+    softcap: float | None = None
+    scale: float | None = None
+
+
+WHOLE = View()
 
 
 class Attend(Protocol):
-    def __call__(self, layer: int, heads: torch.Tensor, turn: Turn | None) -> torch.Tensor:
+    def __call__(
+        self, layer: int, heads: torch.Tensor, turn: Turn | None, view: View = WHOLE
+    ) -> torch.Tensor:
         """`heads` [tokens, queries + 2 kv_heads, dim] are this step's queries, keys and values.
 
         Turn queries and keys, store keys and values, then give each token's queries their mix of
-        the values at or before its own position: [tokens, queries, dim]. May overwrite `heads`.
+        the values at or before its own position, as `view` says: [tokens, queries, dim]. May
+        overwrite `heads`.
         """
         ...
 

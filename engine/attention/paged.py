@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention.base import KVLayout, Turn
+from engine.attention.base import WHOLE, KVLayout, Turn, View
 from engine.kernels import attention, fused
 
 TILE_TOKENS = 128
@@ -36,7 +36,10 @@ class PagedPlan:
     singles: int
     tiles: torch.Tensor | None = None
 
-    def __call__(self, layer: int, heads: torch.Tensor, turn: Turn | None) -> torch.Tensor:
+    def __call__(
+        self, layer: int, heads: torch.Tensor, turn: Turn | None, view: View = WHOLE
+    ) -> torch.Tensor:
+        assert view == WHOLE  # engine.models builds nothing else on CUDA
         cache = self.cache[layer]
         self._store(heads, cache, turn)
         scale = heads.shape[-1] ** -0.5

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention.base import Attend, Span, Turn
+from engine.attention.base import WHOLE, Attend, Span, Turn, View
 
 
 class SdpaBackend:
@@ -63,6 +63,7 @@ class SdpaBackend:
         return _Decodes(
             rows=torch.tensor([row for row, _ in members], device=self.device),
             tables=torch.tensor(tables, device=self.device),
+            lengths=lengths.unsqueeze(1),
             visible=(positions < lengths.unsqueeze(1))[:, None, None, :],
         )
 
@@ -76,7 +77,7 @@ class _Group(Protocol):
     @property
     def rows(self) -> slice | torch.Tensor: ...
 
-    def attend(self, query: torch.Tensor, cache: torch.Tensor) -> torch.Tensor: ...
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, view: View) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class _Plan:
     positions: torch.Tensor
     groups: Sequence[_Group]
 
-    def __call__(self, layer: int, heads: torch.Tensor, turn: Turn | None) -> torch.Tensor:
+    def __call__(
+        self, layer: int, heads: torch.Tensor, turn: Turn | None, view: View = WHOLE
+    ) -> torch.Tensor:
         cache = self.cache[layer]
         kv = cache.shape[3]
         query, key, value = torch.split(heads, [heads.shape[1] - 2 * kv, kv, kv], dim=1)
@@ -98,7 +101,7 @@ class _Plan:
         values.index_copy_(0, self.slots, value)
         mixed = torch.empty_like(query)
         for group in self.groups:
-            mixed[group.rows] = group.attend(query[group.rows], cache)
+            mixed[group.rows] = group.attend(query[group.rows], cache, view)
         return mixed
 
 
@@ -114,22 +117,23 @@ class _Prefill:
     span: Span
     blocks: torch.Tensor
 
-    def attend(self, query: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, view: View) -> torch.Tensor:
         gathered = _gathered(cache, self.blocks)[:, : self.span.stop].transpose(1, 2)
         grouped = torch.unflatten(query, 1, (gathered.shape[1], -1)).permute(1, 2, 0, 3)
         keys, values = gathered.unsqueeze(2).expand(-1, -1, grouped.shape[1], -1, -1)
-        whole = self.span.start == 0
-        mixed = scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=None if whole else self._mask(), is_causal=whole
-        )
+        if self.span.start == 0 and view == WHOLE:
+            mixed = scaled_dot_product_attention(grouped, keys, values, is_causal=True)
+        else:
+            mixed = _masked(grouped, keys, values, self._mask(view.window), view)
         return mixed.permute(2, 0, 1, 3).flatten(1, 2)
 
-    def _mask(self) -> torch.Tensor:
+    def _mask(self, window: int | None) -> torch.Tensor:
         """A chunk that does not start at 0: the diagonal is moved right by what came before."""
         ones = torch.ones(
             self.span.length, self.span.stop, dtype=torch.bool, device=self.blocks.device
         )
-        return ones.tril(self.span.start)
+        seen = ones.tril(self.span.start)
+        return seen if window is None else seen.triu(self.span.start - window + 1)
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,32 @@ class _Decodes:
 
     rows: torch.Tensor
     tables: torch.Tensor
-    visible: torch.Tensor
+    lengths: torch.Tensor  # [rows, 1], with the new token
+    visible: torch.Tensor  # [rows, 1, 1, positions]
 
-    def attend(self, query: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, view: View) -> torch.Tensor:
         keys, values = _gathered(cache, self.tables).transpose(2, 3)
         grouped = torch.unflatten(query, 1, (keys.shape[1], -1))
-        return scaled_dot_product_attention(grouped, keys, values, attn_mask=self.visible).flatten(
-            1, 2
-        )
+        return _masked(grouped, keys, values, self._mask(view.window), view).flatten(1, 2)
+
+    def _mask(self, window: int | None) -> torch.Tensor:
+        if window is None:
+            return self.visible
+        positions = torch.arange(self.visible.shape[-1], device=self.visible.device)
+        return self.visible & (positions >= self.lengths - window)[:, None, None, :]
+
+
+def _masked(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, view: View
+) -> torch.Tensor:
+    """SDPA, which knows no cap on the scores: with one, the same by hand."""
+    if view.softcap is None:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=view.scale)
+    scale = query.shape[-1] ** -0.5 if view.scale is None else view.scale
+    scores = (query @ keys.transpose(-1, -2)).float() * scale
+    capped = (view.softcap * (scores / view.softcap).tanh()).masked_fill(~mask, float("-inf"))
+    mixed: torch.Tensor = capped.softmax(dim=-1).to(values.dtype) @ values
+    return mixed
 
 
 def _gathered(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:

@@ -39,13 +39,15 @@ class Build:
 class Shard:
     """A part of one checkpoint tensor and the memory it fills: target = checkpoint[source][index].
 
-    `shape` is the whole tensor's, as the checkpoint must have it.
+    `shape` is the whole tensor's, as the checkpoint must have it. `transposed`: the target is the
+    part's transpose, for checkpoints that store matrices as [in, out].
     """
 
     source: str
     shape: tuple[int, ...]
     index: tuple[slice, ...]
     target: torch.Tensor
+    transposed: bool = False
 
 
 class ShardedLayer(nn.Module):

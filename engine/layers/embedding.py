@@ -54,3 +54,21 @@ class ParallelLMHead(VocabTable):
         logits = functional.linear(hidden, self.weight)
         logits = self.tp.all_gather(logits, dim=-1)[:, : self.vocab]
         return logits if logits.is_cuda else logits.float()
+
+
+class LearnedPositions(ShardedLayer):
+    """A row for each position, whole on every rank; `offset` rows come before position 0."""
+
+    def __init__(self, build: Build, rows: int, hidden: int, offset: int = 0) -> None:
+        super().__init__()
+        self.offset = offset
+        self.weight = build.parameter(rows, hidden)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens] -> [tokens, hidden]."""
+        return functional.embedding(positions + self.offset, self.weight)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        rows, hidden = self.weight.shape
+        index = (slice(0, rows), slice(0, hidden))
+        yield Shard(f"{name}.weight", (rows, hidden), index, self.weight)

@@ -18,7 +18,8 @@ from engine.layers.base import Build, Shard, ShardedLayer
 
 @dataclass(frozen=True)
 class Part:
-    """One checkpoint matrix of a fused layer: its name, its rows, and those this rank holds."""
+    """One checkpoint matrix of a fused layer: its name, its rows, and those this rank holds.
+    Where the checkpoint itself has the matrices stacked, the parts name the same one."""
 
     source: str
     rows: int
@@ -33,11 +34,20 @@ class ColumnParallelLinear(ShardedLayer):
     """Several matrices of one input, stacked: each rank computes its part of each, in order.
 
     The parts carry their own names in the checkpoint, beside this layer's:
-    `...mlp.gate_up_proj` reads `...mlp.gate_proj` and `...mlp.up_proj`.
+    `...mlp.gate_up_proj` reads `...mlp.gate_proj` and `...mlp.up_proj`. `transposed`: the
+    checkpoint stores them as [in, out].
     """
 
-    def __init__(self, build: Build, in_features: int, parts: Sequence[Part], bias: bool) -> None:
+    def __init__(
+        self,
+        build: Build,
+        in_features: int,
+        parts: Sequence[Part],
+        bias: bool,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
+        self.transposed = transposed
         self.parts = tuple(parts)
         self.sizes = [part.size for part in parts]
         self.weight = build.parameter(sum(self.sizes), in_features)
@@ -50,17 +60,46 @@ class ColumnParallelLinear(ShardedLayer):
         parent = name.rpartition(".")[0]
         columns = self.weight.shape[1]
         for part, target in zip(self.parts, torch.split(self.weight, self.sizes), strict=True):
-            source = f"{parent}.{part.source}.weight"
-            yield Shard(source, (part.rows, columns), (part.held, slice(0, columns)), target)
+            yield matrix_shard(
+                f"{parent}.{part.source}.weight",
+                (part.rows, columns),
+                (part.held, slice(0, columns)),
+                target,
+                self.transposed,
+            )
         if self.bias is None:
             return
         for part, target in zip(self.parts, torch.split(self.bias, self.sizes), strict=True):
             yield Shard(f"{parent}.{part.source}.bias", (part.rows,), (part.held,), target)
 
 
+def matrix_shard(
+    source: str,
+    shape: tuple[int, int],
+    index: tuple[slice, slice],
+    target: torch.Tensor,
+    transposed: bool,
+) -> Shard:
+    """A part of a matrix [out, in], which the checkpoint may store as [in, out]."""
+    if transposed:
+        return Shard(source, shape[::-1], index[::-1], target, transposed=True)
+    return Shard(source, shape, index, target)
+
+
 def even_parts(build: Build, sources: Sequence[str], rows: int) -> list[Part]:
     """Matrices of `rows` rows each, cut evenly."""
     return [Part(source, rows, build.span(rows)) for source in sources]
+
+
+def stacked(source: str, parts: Sequence[Part]) -> list[Part]:
+    """The same parts, where the checkpoint has their matrices stacked under one name."""
+    rows = sum(part.rows for part in parts)
+    placed, first = [], 0
+    for part in parts:
+        held = slice(first + part.held.start, first + part.held.stop)
+        placed.append(Part(source, rows, held))
+        first += part.rows
+    return placed
 
 
 def qkv_parts(build: Build, heads: int, kv_heads: int, head_dim: int) -> list[Part]:
@@ -79,11 +118,23 @@ def qkv_parts(build: Build, heads: int, kv_heads: int, head_dim: int) -> list[Pa
 
 
 class RowParallelLinear(ShardedLayer):
-    """Takes each rank's part of the input, gives the whole output to all."""
+    """Takes each rank's part of the input, gives the whole output to all. `source`: its name in
+    the checkpoint, beside this layer's; `transposed`: stored as [in, out]."""
 
-    def __init__(self, build: Build, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(
+        self,
+        build: Build,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        *,
+        source: str | None = None,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
         self.tp = build.tp
+        self.source = source
+        self.transposed = transposed
         self.in_features = in_features
         self.held = build.span(in_features)
         self.weight = build.parameter(out_features, build.share(in_features))
@@ -94,8 +145,14 @@ class RowParallelLinear(ShardedLayer):
         return output if self.bias is None else output + self.bias  # once, not once a rank
 
     def shards(self, name: str) -> Iterator[Shard]:
+        name = f"{name.rpartition('.')[0]}.{self.source}" if self.source else name
         rows = self.weight.shape[0]
-        index = (slice(0, rows), self.held)
-        yield Shard(f"{name}.weight", (rows, self.in_features), index, self.weight)
+        yield matrix_shard(
+            f"{name}.weight",
+            (rows, self.in_features),
+            (slice(0, rows), self.held),
+            self.weight,
+            self.transposed,
+        )
         if self.bias is not None:
             yield Shard(f"{name}.bias", (rows,), (slice(0, rows),), self.bias)

@@ -1,4 +1,4 @@
-"""Root mean square normalisation; whole on every rank."""
+"""Normalisation, by the root mean square or by mean and deviation; whole on every rank."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class RMSNorm(ShardedLayer):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
+    def factor(self) -> torch.Tensor:
+        """[size], what the normalised values are multiplied by."""
+        return self.weight
+
     def after(
         self, hidden: torch.Tensor, delta: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,3 +37,30 @@ class RMSNorm(ShardedLayer):
     def shards(self, name: str) -> Iterator[Shard]:
         size = self.weight.shape[0]
         yield Shard(f"{name}.weight", (size,), (slice(0, size),), self.weight)
+
+
+class UnitRMSNorm(RMSNorm):
+    """Gemma's: the checkpoint holds the weight's distance from one; computed in fp32."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = functional.rms_norm(hidden.float(), self.weight.shape, None, self.eps)
+        return (normed * self.factor()).to(hidden.dtype)
+
+    def factor(self) -> torch.Tensor:
+        return 1 + self.weight.float()
+
+
+class LayerNorm(ShardedLayer):
+    def __init__(self, build: Build, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = build.parameter(size)
+        self.bias = build.parameter(size)
+        self.eps = eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        size = self.weight.shape[0]
+        yield Shard(f"{name}.weight", (size,), (slice(0, size),), self.weight)
+        yield Shard(f"{name}.bias", (size,), (slice(0, size),), self.bias)

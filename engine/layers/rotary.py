@@ -11,23 +11,27 @@ from engine.shapes import ModelShape, RopeScaling
 
 
 class Rotary(nn.Module):
-    """The rotation of every position, shared by all layers: fp32 [positions, head_dim / 2]."""
+    """The rotation of every position, shared by all layers: fp32 [positions, turned / 2]."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, shape: ModelShape, device: torch.device) -> None:
+    def __init__(self, shape: ModelShape, device: torch.device, *, local: bool = False) -> None:
+        """`local`: as the layers with a window turn, where they have a theta of their own."""
         super().__init__()
         positions = torch.arange(shape.max_position, dtype=torch.float32, device="cpu")
-        angles = positions.unsqueeze(-1) * rotary_frequencies(shape)
+        angles = positions.unsqueeze(-1) * rotary_frequencies(shape, local=local)
         self.register_buffer("cos", angles.cos().to(device), persistent=False)
         self.register_buffer("sin", angles.sin().to(device), persistent=False)
 
 
-def rotary_frequencies(shape: ModelShape) -> torch.Tensor:
-    """Radians a position, [head_dim / 2], fp32, on the CPU."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu")
-    frequencies = 1.0 / shape.rope_theta ** (exponents / shape.head_dim)
+def rotary_frequencies(shape: ModelShape, *, local: bool = False) -> torch.Tensor:
+    """Radians a position, [turned / 2], fp32, on the CPU."""
+    dim = int(shape.head_dim * shape.rotary_fraction)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    if local and shape.local_rope_theta is not None:
+        return 1.0 / shape.local_rope_theta**exponents
+    frequencies = 1.0 / shape.rope_theta**exponents
     return _scaled(frequencies, shape.rope_scaling) if shape.rope_scaling else frequencies
 
 

@@ -11,7 +11,14 @@ from engine.shapes import ModelShape
 
 
 class CausalLM(nn.Module):
-    """A stage of a model, built from ShardedLayers: the one that holds `layers`."""
+    """A stage of a model, built from ShardedLayers: the one that holds `layers`.
+
+    `optional_prefix`: what some checkpoints leave out at the front of their tensors' names;
+    `passed_over`: ends of names of tensors that a checkpoint may hold and no layer reads.
+    """
+
+    optional_prefix: str | None = None
+    passed_over: tuple[str, ...] = ()
 
     def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
         super().__init__()

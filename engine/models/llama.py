@@ -1,4 +1,7 @@
-"""Llama: the architecture alone. Module names are the checkpoint's."""
+"""Llama: the architecture alone. Module names are the checkpoint's.
+
+Families that differ from it in a part alone are subclasses which name that part.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import torch
 from torch import nn
 
 from engine.attention.base import Attend
-from engine.layers.activation import silu_gate
+from engine.layers.activation import ACTIVATIONS, gate
 from engine.layers.attention import SelfAttention
 from engine.layers.base import Build
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from engine.layers.linear import ColumnParallelLinear, RowParallelLinear, even_parts
+from engine.layers.linear import ColumnParallelLinear, RowParallelLinear, even_parts, stacked
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import Rotary
 from engine.models.base import CausalLM
@@ -18,26 +21,44 @@ from engine.shapes import ModelShape
 
 
 class LlamaMLP(nn.Module):
-    def __init__(self, build: Build, shape: ModelShape) -> None:
+    """`fused`: the checkpoint's name of one matrix that holds gate and up."""
+
+    def __init__(self, build: Build, shape: ModelShape, fused: str | None = None) -> None:
         super().__init__()
         hidden, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
         parts = even_parts(build, ("gate_proj", "up_proj"), inner)
+        parts = stacked(fused, parts) if fused else parts
+        self.act = ACTIVATIONS[shape.activation]
         self.gate_up_proj = ColumnParallelLinear(build, hidden, parts, bias)
         self.down_proj = RowParallelLinear(build, inner, hidden, bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(silu_gate(self.gate_up_proj(hidden)))  # type: ignore[no-any-return]
+        return self.down_proj(gate(self.act, self.gate_up_proj(hidden)))  # type: ignore[no-any-return]
 
 
 class LlamaLayer(nn.Module):
-    head_norm = False
+    """`index` is its place in this stage, `layer` its number in the model."""
 
-    def __init__(self, build: Build, shape: ModelShape, index: int, rotary: Rotary) -> None:
+    def __init__(
+        self, build: Build, shape: ModelShape, index: int, layer: int, rotary: Rotary
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
-        self.self_attn = SelfAttention(build, shape, index, rotary, self.head_norm)
+        self.self_attn = self.make_attention(build, shape, index, layer, rotary)
         self.post_attention_layernorm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
-        self.mlp = LlamaMLP(build, shape)
+        self.make_mlp(build, shape, layer)
+
+    def make_attention(
+        self, build: Build, shape: ModelShape, index: int, layer: int, rotary: Rotary
+    ) -> SelfAttention:
+        return SelfAttention(build, shape, index, layer, rotary)
+
+    def make_mlp(self, build: Build, shape: ModelShape, layer: int) -> None:
+        """Set the module, by the checkpoint's name of it."""
+        self.mlp: nn.Module = LlamaMLP(build, shape)
+
+    def feed_forward(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.mlp(normed)  # type: ignore[no-any-return]
 
     def forward(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, attend: Attend
@@ -45,24 +66,34 @@ class LlamaLayer(nn.Module):
         """The stream and what the last block wants to add to it: the next norm adds both."""
         normed, hidden = self.input_layernorm.after(hidden, delta)
         normed, hidden = self.post_attention_layernorm.after(hidden, self.self_attn(normed, attend))
-        return hidden, self.mlp(normed)
+        return hidden, self.feed_forward(normed)
 
 
 class LlamaModel(nn.Module):
     """The stage that holds `layers`; the first one embeds, the last one normalises."""
 
-    layer: type[LlamaLayer] = LlamaLayer
+    layer: type[nn.Module] = LlamaLayer
+    last_norm: type[RMSNorm] = RMSNorm
 
     def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
         super().__init__()
         if layers.start == 0:
             self.embed_tokens = VocabParallelEmbedding(build, shape.vocab_size, shape.hidden_size)
         self.rotary = Rotary(shape, build.device)
+        local = shape.local_rope_theta is not None
+        self.local_rotary = Rotary(shape, build.device, local=True) if local else None
         self.layers = nn.ModuleDict(
-            {str(n): self.layer(build, shape, i, self.rotary) for i, n in enumerate(layers)}
+            {
+                str(n): self.layer(build, shape, i, n, self._rotary_of(shape, n))
+                for i, n in enumerate(layers)
+            }
         )
         if layers.stop == shape.num_layers:
-            self.norm = RMSNorm(build, shape.hidden_size, shape.norm_eps)
+            self.norm = self.last_norm(build, shape.hidden_size, shape.norm_eps)
+
+    def _rotary_of(self, shape: ModelShape, layer: int) -> Rotary:
+        windowed = shape.kind_of(layer) == "sliding"
+        return self.local_rotary if windowed and self.local_rotary else self.rotary
 
     def forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
         delta = None
@@ -78,15 +109,8 @@ class LlamaForCausalLM(CausalLM):
         super().__init__(build, shape, layers)
         self.model = self.body(build, shape, layers)
         if layers.stop == shape.num_layers:
-            self.lm_head = self._head(build, shape)
-
-    def _head(self, build: Build, shape: ModelShape) -> ParallelLMHead:
-        """Tied: read the embedding's tensor, and share its memory when it is on this stage."""
-        source = "model.embed_tokens" if shape.tie_embeddings else None
-        head = ParallelLMHead(build, shape.vocab_size, shape.hidden_size, source)
-        if shape.tie_embeddings and hasattr(self.model, "embed_tokens"):
-            head.weight = self.model.embed_tokens.weight
-        return head
+            embedding = getattr(self.model, "embed_tokens", None)
+            self.lm_head = make_head(build, shape, "model.embed_tokens", embedding)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
@@ -101,3 +125,14 @@ class LlamaForCausalLM(CausalLM):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]
+
+
+def make_head(
+    build: Build, shape: ModelShape, tied_to: str, embedding: nn.Module | None
+) -> ParallelLMHead:
+    """Tied: read the embedding's tensor, and share its memory when it is on this stage."""
+    source = tied_to if shape.tie_embeddings else None
+    head = ParallelLMHead(build, shape.vocab_size, shape.hidden_size, source)
+    if shape.tie_embeddings and isinstance(embedding, VocabParallelEmbedding):
+        head.weight = embedding.weight
+    return head

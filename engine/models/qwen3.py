@@ -1,17 +1,9 @@
-"""Qwen3: Llama with a norm of every query and key head."""
+"""Qwen3: Llama with query and key normalised head by head, which its shape says."""
 
 from __future__ import annotations
 
-from engine.models.llama import LlamaForCausalLM, LlamaLayer, LlamaModel
-
-
-class Qwen3Layer(LlamaLayer):
-    head_norm = True
-
-
-class Qwen3Model(LlamaModel):
-    layer = Qwen3Layer
+from engine.models.llama import LlamaForCausalLM
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):
-    body = Qwen3Model
+    pass

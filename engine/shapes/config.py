@@ -14,7 +14,7 @@ from engine.shapes.sizes import Config, first, parse_sizes, text_config
 from engine.shapes.towers import tower_parameters
 
 RUNNABLE_ROPE = ("default", "linear", "llama3")
-RUNNABLE_ACTIVATIONS = ("silu",)
+RUNNABLE_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -84,8 +84,9 @@ def _parse(config: Config, text: Config) -> ModelShape:
         raise KeyError("architectures")
     family = family_of(first(text, "model_type") or "", architecture[0])
     sizes = parse_sizes({**family.defaults, **text})
-    rope: Config = first(text, "rope_parameters", "rope_scaling") or {}
-    rope = rope.get("full_attention", rope)
+    ropes: Config = first(text, "rope_parameters", "rope_scaling") or {}
+    rope = ropes.get("full_attention", ropes)
+    local_rope = ropes.get("sliding_attention") or {}
     quantisation = _quantisation(config, text)
     tied = first(config, "tie_word_embeddings")
     tied = first(text, "tie_word_embeddings") if tied is None else tied
@@ -96,6 +97,11 @@ def _parse(config: Config, text: Config) -> ModelShape:
             "tie_embeddings": family.tied if tied is None else tied,
             "rope_theta": rope.get("rope_theta") or text.get("rope_theta") or 10000.0,
             "rope_scaling": _rope_scaling(rope, sizes["max_position"]),
+            "local_rope_theta": first(text, "rope_local_base_freq") or local_rope.get("rope_theta"),
+            "rotary_fraction": first({**text, **rope}, "partial_rotary_factor") or 1.0,
+            "query_scalar": first(text, "query_pre_attn_scalar"),
+            "attention_softcap": first(text, "attn_logit_softcapping"),
+            "logit_softcap": first(text, "final_logit_softcapping"),
             "norm_eps": first(text, "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps") or 1e-6,
             "activation": first(
                 {**family.defaults, **text},

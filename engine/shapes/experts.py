@@ -31,6 +31,7 @@ def expert_traits(text: Config, sizes: Mapping[str, Any]) -> dict[str, Any]:
         or bool(text.get("use_routing_bias"))
         or model.startswith(("gpt_oss", "glm4_moe", "nemotron_h")),
         bias=model.startswith("gpt_oss"),
+        renormalise=bool(text.get("norm_topk_prob", not model.startswith("qwen"))),
         gated=not model.startswith("nemotron_h"),
         latent_size=text.get("moe_latent_size"),
     )

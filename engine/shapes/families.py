@@ -74,6 +74,7 @@ def _opt(text: Config, sizes: Sizes) -> Traits:
     return {
         # Two rows are kept for padding in front of position 0.
         "learned_positions": sizes["max_position"] + 2,
+        "norm_eps": 1e-5,  # torch's own: OPT's config.json has no word for it
         "embedding_size": inner if inner != sizes["hidden_size"] else None,
         "attention_bias": text.get("enable_bias", True),
         "mlp_bias": text.get("enable_bias", True),

@@ -42,6 +42,7 @@ class RopeScaling:
 class Experts:
     """A mixture of MLPs. `layers` have it in place of the dense MLP (beside it: `beside_dense`).
 
+    `renormalise`: the chosen experts' weights are scaled to sum to one.
     `shared_size`: columns of all always-on experts together; `latent_size`: the width that tokens
     are projected to before the experts, where that is not the hidden size.
     """
@@ -55,6 +56,7 @@ class Experts:
     router_bias: bool = False
     bias: bool = False
     gated: bool = True
+    renormalise: bool = True
     beside_dense: bool = False
     latent_size: int | None = None
 
@@ -110,7 +112,10 @@ class ModelShape:
     `layer_kinds` is empty where every layer attends to everything before it; `alternating`: a
     layer of kind "none" is an MLP, any other has none (Nemotron-H). `window`: how many
     tokens a "sliding" layer sees, or the length of a "chunked" one's chunk. `output_bias` None:
-    as `attention_bias`. `learned_positions`: rows of a learned position table. `draft_layers`:
+    as `attention_bias`. `local_rope_theta`: of layers with a window, where they have their own;
+    `rotary_fraction`: how much of each head turns. `query_scalar`: its root divides the attention
+    scores in place of the head size's; `attention_softcap`, `logit_softcap`: c in c * tanh(x / c).
+    `learned_positions`: rows of a learned position table. `draft_layers`:
     multi-token prediction layers that the checkpoint holds and a plain engine does not load;
     `draft_tables`: each with an embedding and an LM head of its own.
     `tower_parameters`: vision and audio encoders with their projectors.
@@ -128,6 +133,8 @@ class ModelShape:
     tie_embeddings: bool = False
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    rotary_fraction: float = 1.0
     norm_eps: float = 1e-5
     attention_bias: bool = False
     output_bias: bool | None = None
@@ -146,6 +153,9 @@ class ModelShape:
     layer_kinds: tuple[LayerKind, ...] = ()
     alternating: bool = False
     window: int | None = None
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     experts: Experts | None = None
     latent: LatentAttention | None = None
     linear: LinearAttention | None = None

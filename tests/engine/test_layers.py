@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from engine.attention.base import Turn
 from engine.communicators import thread_world
-from engine.layers.activation import silu_gate
+from engine.layers.activation import gate
 from engine.layers.base import Build, ShardedLayer
 from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from engine.layers.linear import (
@@ -70,11 +70,11 @@ def test_column_then_row_is_the_whole_mlp(tp: int, bias: bool) -> None:
         down = RowParallelLinear(build, 16, 8, bias)
         fill(up, "mlp.gate_up_proj", tensors)
         fill(down, "mlp.down_proj", tensors)
-        return down(silu_gate(up(inputs)))
+        return down(gate(torch.nn.functional.silu, up(inputs)))
 
-    gate = inputs @ tensors["mlp.gate_proj.weight"].T + tensors["mlp.gate_proj.bias"]
+    gates = inputs @ tensors["mlp.gate_proj.weight"].T + tensors["mlp.gate_proj.bias"]
     up = inputs @ tensors["mlp.up_proj.weight"].T + tensors["mlp.up_proj.bias"]
-    inner = torch.nn.functional.silu(gate) * up
+    inner = torch.nn.functional.silu(gates) * up
     expected = inner @ tensors["mlp.down_proj.weight"].T + tensors["mlp.down_proj.bias"]
     for output in on_ranks(tp, mlp):
         torch.testing.assert_close(output, expected)

@@ -85,5 +85,7 @@ def test_an_uneven_pipeline(checkpoint: MakeCheckpoint) -> None:
 def test_an_unknown_architecture_is_refused_by_name() -> None:
     shape = parse_shape({**CONFIG, "architectures": ["MambaForCausalLM"]})
     build = Build(Solo(), torch.device("meta"), torch.float32)
-    with pytest.raises(ShapeError, match=r"MambaForCausalLM is not supported \(known: Llama"):
+    with pytest.raises(
+        ShapeError, match=r"MambaForCausalLM is not supported \(known: GPT2LMHeadModel, "
+    ):
         build_model(build, shape, range(shape.num_layers))

@@ -126,7 +126,7 @@ def test_rope_as_transformers_4_and_5_write_it(
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
             "rope scaling 'yarn' is not supported",
         ),
-        ({"hidden_act": "gelu"}, "activation gelu is not supported"),
+        ({"hidden_act": "xielu"}, "activation xielu is not supported"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantised weights \(awq\)"),
     ],
 )

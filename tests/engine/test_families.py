@@ -1,0 +1,188 @@
+"""Every architecture against transformers on a small seeded configuration of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine.attention.base import KVLayout, Span
+from engine.attention.sdpa import SdpaBackend
+from engine.communicators import Solo
+from engine.layers.base import Build
+from engine.models import ARCHITECTURES, build_model
+from engine.shapes import ModelShape, ShapeError, read_shape
+from engine.weights import WeightsError, load_weights
+from tests.engine.conftest import load_script
+from tests.engine.rank_loop import Ranks
+from tests.engine.test_models import TOKENS, prompts, transformers_greedy
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 261,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8, "head_dim": 16},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
+    "phi3": {"sliding_window": 8, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+    }},
+    "opt": {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "ffn_dim": 128,
+        "word_embed_proj_dim": 64, "max_position_embeddings": 512, "init_std": 0.2,
+    },
+    "gpt2": {
+        "n_embd": 64, "n_layer": 4, "n_head": 8, "n_positions": 512, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+NATIVE = ("gpt2", "opt")  # have words of their own for the sizes
+
+MakeFamily = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> MakeFamily:
+    """family(model_type) -> the directory of such a model with random weights."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str, **changes: Any) -> Path:
+        key = f"{kind} {sorted(changes.items())}"
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(kind)
+            write_checkpoint(kind, changes, made[key])
+        return made[key]
+
+    return make
+
+
+def write_checkpoint(kind: str, changes: dict[str, Any], directory: Path) -> None:
+    common = {} if kind in NATIVE else SIZES
+    own = {"vocab_size": 261, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**own, **common, **FAMILIES[kind], **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    load_script("tiny_llama")._unsettle_vectors(model)
+    model.save_pretrained(directory)
+
+
+def test_every_architecture_is_here(family: MakeFamily) -> None:
+    tested = {read_shape(family(kind)).architecture for kind in FAMILIES}
+    assert tested | {"LlamaForCausalLM"} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_greedy_tokens_are_transformers(family: MakeFamily, kind: str, tp: int, pp: int) -> None:
+    model = family(kind)
+    assert Ranks(model, tp, pp).generate(prompts(), TOKENS) == transformers_greedy(model)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_prompts_read_in_chunks_give_the_same(family: MakeFamily, kind: str) -> None:
+    model = family(kind)
+    whole = Ranks(model).generate(prompts(), 4)
+    assert Ranks(model).generate(prompts(), 4, chunk=7) == whole
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 8e-2)], ids=["fp32", "bf16"]
+)
+def test_logits_are_transformers(
+    family: MakeFamily, kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    directory, prompt = family(kind), torch.tensor(prompts()[2])
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        theirs = reference(prompt.unsqueeze(0)).logits[0]
+        ours = logits(directory, prompt, dtype)
+    # Of each row, and the middle one of them: in bf16 a router may choose another expert where two
+    # are nearly as good, and that row is another function.
+    errors = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    assert errors.median().item() < tolerance
+
+
+def logits(directory: Path, prompt: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    shape = read_shape(directory)
+    cpu = torch.device("cpu")
+    model = build_model(Build(Solo(), cpu, dtype), shape, range(shape.num_layers))
+    load_weights(model, shape, directory)
+    layout = KVLayout(shape.num_layers, 16, shape.num_kv_heads, shape.head_dim, dtype)
+    plan = SdpaBackend(layout.allocate(4, cpu)).plan([Span(0, len(prompt), (0, 1, 2, 3))])
+    hidden = model(model.embed(prompt), torch.arange(len(prompt)), plan)
+    return model.logits(hidden)
+
+
+def test_experts_that_do_not_divide_are_refused(family: MakeFamily) -> None:
+    model = family("qwen3_moe", moe_intermediate_size=30)
+    with pytest.raises(ShapeError, match="30 columns cannot be split over tp=4"):
+        Ranks(model, 4)
+
+
+def test_opt_with_a_narrow_embedding_is_refused(family: MakeFamily) -> None:
+    model = family("opt", word_embed_proj_dim=32)
+    with pytest.raises(ShapeError, match=r"32 columns before 64 hidden ones \(OPT-350M\)"):
+        Ranks(model)
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("gpt2", "transformer."), ("opt", "model.")])
+def test_names_without_the_optional_prefix(
+    family: MakeFamily, kind: str, prefix: str, tmp_path: Path
+) -> None:
+    """As the published GPT-2 and OPT files have them; GPT-2's also store the causal mask."""
+    whole = family(kind)
+    tensors = load_file(whole / "model.safetensors")
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if kind == "gpt2":
+        bare["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    save_file(bare, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((whole / "config.json").read_text())
+    assert Ranks(tmp_path).generate(prompts(), 2) == Ranks(whole).generate(prompts(), 2)
+
+
+def test_a_transposed_matrix_of_another_size_is_named(family: MakeFamily, tmp_path: Path) -> None:
+    whole = family("gpt2")
+    tensors = load_file(whole / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    save_file({**tensors, name: torch.ones(8, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((whole / "config.json").read_text())
+    with pytest.raises(WeightsError, match=r"c_fc\.weight .* \[8, 8\].* makes it \[64, 256\]"):
+        Ranks(tmp_path)
+
+
+def shape_of(kind: str, family: MakeFamily) -> ModelShape:
+    return read_shape(family(kind))
+
+
+def test_what_config_json_says_of_gemma_and_phi(family: MakeFamily) -> None:
+    gemma2, gemma3 = shape_of("gemma2", family), shape_of("gemma3_text", family)
+    assert (gemma2.attention_softcap, gemma2.logit_softcap, gemma2.query_scalar) == (50, 30, 24)
+    assert (gemma3.local_rope_theta, gemma3.rope_theta) == (10000, 1000000)
+    assert shape_of("phi3", family).rotary_fraction == 0.5
+    assert shape_of("phi3", family).kind_of(0) == "sliding"
