@@ -166,8 +166,8 @@ def run(arguments: argparse.Namespace, model: str) -> None:
     try:
         for name in arguments.workloads:
             workload = workloads()[name]
-            play(core, workload, "warm")  # kernels are compiled here
-            seconds = min(play(core, workload, str(n)) for n in range(arguments.repeat))
+            play(core, workload, f"{name}-warm")  # kernels are compiled here
+            seconds = min(play(core, workload, f"{name}-{n}") for n in range(arguments.repeat))
             report(core, arguments, name, workload, seconds, machine)
     finally:
         core.shutdown()
