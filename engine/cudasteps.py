@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.attention.paged import PagedPlan, tiles_of
-from engine.communicators import Solo, TorchGroup
+from engine.communicators import Solo
 from engine.config import EngineConfig
 from engine.kernels.sampling import sample
 from engine.layers.sampler import Sampler
@@ -328,5 +328,5 @@ def _is_filtered(sampling: SamplingParams) -> bool:
 
 
 def _can_capture(parallel: ParallelContext) -> bool:
-    """NCCL's collectives can be part of a graph; a pipeline's hops and threads cannot."""
-    return parallel.pp.size == 1 and isinstance(parallel.tp, Solo | TorchGroup)
+    """One rank only: graphs that hold NCCL's collectives have not been tried yet."""
+    return parallel.pp.size == 1 and isinstance(parallel.tp, Solo)
