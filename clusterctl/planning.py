@@ -53,7 +53,8 @@ def prospect(session: Session, report: Report, leaving: Session | None) -> Prosp
     hosts = results(session.each(lambda link: _look(spec, link, facts[link.name])))
     report(Event("done", "facts", f"{len(facts)} hosts"))
     said, chosen = choose_addresses(session, facts, report)
-    findings = [*preflight(spec, facts), *said]
+    runs = {name: bool(host.containers) for name, host in hosts.items()}
+    findings = [*preflight(spec, facts, runs), *said]
     refuse(findings)
     places = {
         node.name: _place(spec, session.link(node.name), facts[node.name], hosts, chosen)

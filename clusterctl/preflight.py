@@ -14,9 +14,11 @@ from clusterctl.raycluster import MIN_TOKEN_VERSION, version_tuple
 from clusterctl.spec import ClusterSpec
 
 
-def preflight(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> list[Finding]:
-    """Every finding of every host, by node name."""
-    return judge(spec, facts, tag="preflight")
+def preflight(
+    spec: ClusterSpec, facts: Mapping[str, HostFacts], runs: Mapping[str, bool] | None = None
+) -> list[Finding]:
+    """Every finding of every host, by node name. `runs`: which nodes of a local cluster run."""
+    return judge(spec, facts, tag="preflight", runs=runs)
 
 
 def refuse(findings: Sequence[Finding]) -> None:

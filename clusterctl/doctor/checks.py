@@ -68,11 +68,18 @@ def _fits(id: str, word: str) -> bool:
 
 
 def judge(
-    spec: ClusterSpec, facts: Mapping[str, HostFacts], *, tag: Tag | None = None
+    spec: ClusterSpec,
+    facts: Mapping[str, HostFacts],
+    *,
+    tag: Tag | None = None,
+    runs: Mapping[str, bool] | None = None,
 ) -> list[Finding]:
-    """Every finding on the hosts that answered, by node name; only of checks with `tag`."""
+    """Every finding on the hosts that answered, by node name; only of checks with `tag`.
+    `runs`: which nodes of a local cluster run."""
     hosts = {
-        node.name: Host(spec, node, facts[node.name]) for node in spec.nodes if node.name in facts
+        node.name: Host(spec, node, facts[node.name], (runs or {}).get(node.name))
+        for node in spec.nodes
+        if node.name in facts
     }
     each = [one for one in HOST_CHECKS if tag is None or tag in one.tags]
     whole = [one for one in CLUSTER_CHECKS if tag is None or tag in one.tags]

@@ -13,11 +13,13 @@ from clusterctl.spec import ClusterSpec, NodeSpec
 
 @dataclass(frozen=True)
 class Host:
-    """A host that is, or is to become, a node."""
+    """A host that is, or is to become, a node. `runs`: whether its node of a local cluster does,
+    None where nobody asked."""
 
     spec: ClusterSpec
     node: NodeSpec
     facts: HostFacts
+    runs: bool | None = None
 
     @property
     def name(self) -> str:
@@ -35,9 +37,11 @@ class Host:
     def occupied(self) -> bool:
         """Whether the ports in use may be our own node's. A Docker that is stopped, or does not
         list its containers, hides it."""
+        if self.spec.runtime == "process":
+            return self.runs is not False
         seen = self.facts.docker.containers
         if self.facts.docker.error is not None or seen is None:
-            return self.spec.runtime == "docker"
+            return True
         return any(one.labels.get(LABEL_CLUSTER) == self.spec.name for one in seen)
 
 

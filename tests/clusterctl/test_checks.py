@@ -36,6 +36,7 @@ from clusterctl.facts.types import (
     NvLinks,
     RdmaPort,
 )
+from clusterctl.launch import node_ray
 from clusterctl.spec import DevicesSpec, RaySpec
 from tests.clusterctl.hosts import host_facts, spec_of
 
@@ -336,3 +337,15 @@ def test_every_failure_of_the_catalogue_has_a_check_that_exists_or_a_reason() ->
     for failure in CATALOGUE:
         assert failure.checks or failure.otherwise, failure.what
         assert set(failure.checks) <= known, failure.what
+
+
+@pytest.mark.parametrize(("runs", "verdict"), [(True, "skip"), (None, "skip"), (False, "fail")])
+def test_ports_of_a_local_cluster_are_its_own_nodes_while_it_runs(
+    runs: bool | None, verdict: str
+) -> None:
+    """Nodes of a local cluster are no containers: Docker cannot tell whose the ports are."""
+    spec = replace(SPEC, runtime="process")
+    port = node_ray(spec, spec.node("gpu01")).port
+    facts = replace(ONE.facts, listeners=(Listener("127.0.0.2", port, "gcs_server"),))
+    (found,) = run_checks([ALL["ray.ports"]], [Host(spec, spec.node("gpu01"), facts, runs)])
+    assert found.verdict == verdict

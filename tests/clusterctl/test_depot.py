@@ -141,7 +141,8 @@ def test_a_source_that_is_not_whole_any_more_fails_by_name(
     push(open_depot, model, {"gpu01": parents["gpu01"]}, source="gpu01")
     shard = model / "model.safetensors"
     before = shard.stat()
-    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
     arrivals = push(open_depot, model, parents, source="gpu01")
     assert arrivals["gpu01"].state == "kept"
@@ -233,7 +234,8 @@ def test_a_byte_that_rotted_unseen_is_found_by_reading(
     push(open_depot, model, parents)
     shard = Path(parents["gpu01"], "tiny/model.safetensors")
     before = shard.stat()
-    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
     depot = open_depot("gpu01")
     recorded = depot.call("recorded", path=str(shard.parent))["digests"]
