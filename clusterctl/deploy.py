@@ -20,6 +20,7 @@ from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
+from clusterctl.raycluster import ExpectedNode
 from clusterctl.secret import Secret
 from clusterctl.serving import modelfiles, native
 from clusterctl.serving.phases import kv_cache_tokens, phase_of
@@ -27,6 +28,7 @@ from clusterctl.serving.placement import Devices, Placement, place
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session, results
 from clusterctl.spec import ServeSpec
+from clusterctl.supervised import Liveness, Process, spec_document
 
 START_S = 15.0  # the supervisor looks several times a second
 KEPT_LINES = 20_000
@@ -51,6 +53,7 @@ class _Start:
     package_directory: str
     generation: int
     owner: str
+    nodes: tuple[ExpectedNode, ...]
 
     @property
     def host(self) -> str:
@@ -121,7 +124,8 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage) -> _Start:
         modelcheck.check_split(head, spec, directory)
     owner = native.owner(session.spec.name, spec.name)
     generation = before.generation + 1 if before else 1
-    start = _Start(spec, head, placement, directory, generation, owner)
+    expected = tuple(member.node for member in nodes)
+    start = _Start(spec, head, placement, directory, generation, owner, expected)
     _check_port(start)
     return start
 
@@ -216,13 +220,14 @@ def _spec(start: _Start) -> dict[str, Any]:
         package_directory=start.package_directory,
         ray_address=start.head.ray_address,
     )
-    return {
-        "name": start.serve.name,
-        "argv": argv,
-        "env": dict(env),
-        "generation": start.generation,
-        "stop": False,
-    }
+    return spec_document(
+        start.serve.name,
+        start.generation,
+        Process(argv, env),
+        owner=start.owner,
+        nodes=start.nodes if start.placement.executor == "ray" else (),
+        liveness=Liveness(start.url, start.key_file),
+    )
 
 
 def _await_start(start: _Start) -> None:

@@ -353,6 +353,21 @@ def test_the_supervisors_spec_is_the_whole_command_line(
             "PYTHONUNBUFFERED": "1",
             "RAY_ADDRESS": "127.0.0.2:6379",
         },
+        "env_files": {},
         "generation": 1,
         "stop": False,
+        "owner": "c/tiny",
+        "group": [],
+        "nodes": [
+            {"name": "gpu01", "address": "127.0.0.2", "devices": 1},
+            {"name": "gpu02", "address": "127.0.0.3", "devices": 1},
+        ],
+        "liveness": {
+            "url": f"http://127.0.0.2:{asked.port}/v1",
+            "api_key_file": f"{home}/secrets/tiny.key",
+            "interval_s": 5.0,
+            "deadline_s": 30.0,
+            "start_s": 3600.0,
+        },
+        "restart": None,
     }
