@@ -70,7 +70,8 @@ def _check_equal(found: Mapping[str, ModelFiles], model: str) -> None:
 
 def check_split(head: Member, serve: ServeSpec, package_directory: str) -> None:
     """Raises PreflightFailed with the legal sizes; the rule is the engine's own."""
-    argv = ["python3", "-c", native.SPLIT_CHECK, serve.model, str(serve.tp), str(serve.pp)]
+    sizes = [serve.model, str(serve.tp), str(serve.pp)]
+    argv = ["python3", "-c", native.SPLIT_CHECK, *sizes, *serve.extra]
     fault = head.link.runtime.exec(
         head.container.id, argv, env={"PYTHONPATH": package_directory}
     ).stdout.strip()

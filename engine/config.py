@@ -14,6 +14,7 @@ class EngineConfig:
 
     `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
     `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
+    `enable_expert_parallel`: the tensor ranks hold whole experts, not a part of each.
     `distributed_executor_backend` None: "inproc" for one rank, "mp" otherwise.
     `max_queued_requests` None: any number may wait. `async_scheduling` None: on CUDA.
     `start_timeout_s` is how long the ranks may take to come up, before any weight is read;
@@ -26,6 +27,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     pipeline_partition: tuple[int, ...] | None = None
+    enable_expert_parallel: bool = False
     distributed_executor_backend: Backend | None = None
     max_model_len: int | None = None
     block_size: int = 16

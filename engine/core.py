@@ -51,7 +51,11 @@ class EngineCore:
     def __init__(self, config: EngineConfig, runner: str = RUNNER) -> None:
         self.config = config
         self.shape = read_shape(checkpoint_directory(config.model))
-        self.shape.check_split(config.tensor_parallel_size, config.pipeline_parallel_size)
+        self.shape.check_split(
+            config.tensor_parallel_size,
+            config.pipeline_parallel_size,
+            config.enable_expert_parallel,
+        )
         self.max_model_len = _max_model_len(config, self.shape)
         self.dead: EngineDead | None = None
         self._in_flight: deque[Answers] = deque()

@@ -36,7 +36,8 @@ class Runner:
     """
 
     def __init__(self, config: EngineConfig, shape: ModelShape, parallel: ParallelContext) -> None:
-        shape.check_split(parallel.tp.size, parallel.pp.size)
+        whole_experts = config.enable_expert_parallel
+        shape.check_split(parallel.tp.size, parallel.pp.size, whole_experts)
         if parallel.device.type == "cpu":
             _share_cpu_threads(config.world_size)
         partition = shape.partition(parallel.pp.size, config.pipeline_partition)
@@ -45,7 +46,8 @@ class Runner:
         self.shape = shape
         self.parallel = parallel
         self.dtype = getattr(torch, shape.dtype if config.dtype == "auto" else config.dtype)
-        self.model = build_model(Build(parallel.tp, parallel.device, self.dtype), shape, layers)
+        build = Build(parallel.tp, parallel.device, self.dtype, whole_experts)
+        self.model = build_model(build, shape, layers)
         self.sampler = Sampler(config.seed)
         self._sampled: dict[str, int] = {}  # the last token of each request
         self.steps: CudaSteps | None = None

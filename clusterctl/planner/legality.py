@@ -7,7 +7,7 @@ from typing import Literal
 
 from clusterctl.planner.gpus import Hardware
 from clusterctl.planner.memory import Split
-from engine.shapes import ModelShape, ShapeError, check_runnable
+from engine.shapes import NO_EXPERTS, ModelShape, ShapeError, check_runnable
 
 Engine = Literal["auto", "native", "vllm"]
 
@@ -23,13 +23,13 @@ def faults(shape: ModelShape, split: Split, hardware: Hardware, engine: Engine) 
 
 
 def _model_faults(shape: ModelShape, split: Split) -> Iterator[str]:
-    if fault := shape.split_fault(split.tp):
-        legal = ", ".join(map(str, shape.legal_splits()))
+    if fault := shape.split_fault(split.tp, split.ep > 1):
+        legal = ", ".join(map(str, shape.legal_splits(split.ep > 1)))
         yield f"{fault} cannot be split over tp={split.tp} (legal for this model: {legal})"
     if split.pp > shape.num_layers:
         yield f"pp={split.pp} is more than the model's {shape.num_layers} layers"
     if split.ep > 1 and shape.experts is None:
-        yield "expert parallelism needs a mixture of experts"
+        yield NO_EXPERTS
     if split.dcp > 1 and split.tp % split.dcp:
         yield f"dcp={split.dcp} does not divide tp={split.tp}"
 
@@ -66,8 +66,10 @@ def _native_faults(shape: ModelShape, split: Split) -> Iterator[str]:
         check_runnable(shape)
     except ShapeError as error:
         yield f"the native engine: {error}"
-    if split.ep > 1 or split.dcp > 1:
-        yield "the native engine has neither expert nor context parallelism"
+    if split.ep not in (1, split.tp):
+        yield "the native engine spreads experts over the tensor ranks of a replica alone (ep=tp)"
+    if split.dcp > 1:
+        yield "the native engine has no context parallelism"
 
 
 def spans_nodes(split: Split, hardware: Hardware) -> bool:

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from engine.shapes import ShapeError, read_shape
 try:
-    read_shape(Path(sys.argv[1])).check_split(int(sys.argv[2]), int(sys.argv[3]))
+    directory, tp, pp, *flags = sys.argv[1:]
+    whole_experts = bool({"-ep", "--enable-expert-parallel"} & set(flags))
+    read_shape(Path(directory)).check_split(int(tp), int(pp), whole_experts)
 except ShapeError as error:
     print(error)
 """

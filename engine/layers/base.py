@@ -13,11 +13,13 @@ from engine.parallel import Communicator
 
 @dataclass(frozen=True)
 class Build:
-    """Given to every layer's constructor: its tensor-parallel group, device and dtype."""
+    """Given to every layer's constructor: its tensor-parallel group, device and dtype, and whether
+    that group shares experts out whole."""
 
     tp: Communicator
     device: torch.device
     dtype: torch.dtype
+    expert_parallel: bool = False
 
     def parameter(self, *size: int) -> nn.Parameter:
         """Memory for a weight, not initialised: its Shards fill it."""

@@ -1,7 +1,12 @@
 """A mixture of gated MLPs: each token goes through the few that a router chooses for it.
 
 Every rank holds its columns of every expert, so that each computes its part of every token and one
-sum joins them, as in a dense MLP.
+sum joins them, as in a dense MLP. With expert parallelism a rank holds some of the experts whole
+and computes what is routed to those; the same sum joins them:
+
+    4 experts, tp 2:        rank 0                 rank 1
+    columns                 half of 0 1 2 3        half of 0 1 2 3
+    expert parallel         all of 0 1             all of 2 3
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from torch.nn import functional
 
 from engine.layers.activation import ACTIVATIONS, gate
 from engine.layers.base import Build, Shard, ShardedLayer
-from engine.shapes import Experts, ModelShape, ShapeError
+from engine.shapes import Experts, ModelShape
 
 
 class ExpertMLP(ShardedLayer):
@@ -28,25 +33,28 @@ class ExpertMLP(ShardedLayer):
         self.experts = experts
         self.names = names
         self.act = ACTIVATIONS[shape.activation]
-        if experts.intermediate_size % build.tp.size:
-            raise ShapeError(
-                f"the experts' {experts.intermediate_size} columns cannot be split over "
-                f"tp={build.tp.size}"
-            )
-        self.held = build.span(experts.intermediate_size)
-        inner, hidden = build.share(experts.intermediate_size), shape.hidden_size
+        columns, hidden = experts.intermediate_size, shape.hidden_size
+        if build.expert_parallel:
+            self.own = experts.held_whole(build.tp.rank, build.tp.size)
+            self.held = slice(0, columns)
+        else:
+            self.own, self.held = range(experts.count), build.span(columns)
+        inner = self.held.stop - self.held.start
         self.router = build.parameter(experts.count, hidden)
-        self.gate_up = build.parameter(experts.count, 2 * inner, hidden)
-        self.down = build.parameter(experts.count, hidden, inner)
+        self.gate_up = build.parameter(len(self.own), 2 * inner, hidden)
+        self.down = build.parameter(len(self.own), hidden, inner)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> the same; a token's order of additions is its experts'."""
         weights, chosen = self._route(hidden)
         mixed = torch.zeros_like(hidden)
         for expert in torch.unique(chosen).tolist():
+            if expert not in self.own:
+                continue
             rows, place = (chosen == expert).nonzero(as_tuple=True)
-            inner = gate(self.act, functional.linear(hidden[rows], self.gate_up[expert]))
-            output = functional.linear(inner, self.down[expert])
+            index = expert - self.own.start
+            inner = gate(self.act, functional.linear(hidden[rows], self.gate_up[index]))
+            output = functional.linear(inner, self.down[index])
             mixed.index_add_(0, rows, output * weights[rows, place].unsqueeze(-1))
         return self.tp.all_reduce(mixed)
 
@@ -62,14 +70,14 @@ class ExpertMLP(ShardedLayer):
         router, *matrices = (f"{name}.{pattern}.weight" for pattern in self.names)
         count, hidden = self.router.shape
         yield Shard(router, (count, hidden), (slice(0, count), slice(0, hidden)), self.router)
-        for expert in range(count):
+        for index, expert in enumerate(self.own):
             sources = [pattern.format(expert=expert) for pattern in matrices]
-            yield from self._expert_shards(expert, *sources)
+            yield from self._expert_shards(index, *sources)
 
-    def _expert_shards(self, expert: int, gate: str, up: str, down: str) -> Iterator[Shard]:
+    def _expert_shards(self, index: int, gate: str, up: str, down: str) -> Iterator[Shard]:
         hidden, columns = self.router.shape[1], self.experts.intermediate_size
         whole = slice(0, hidden)
-        halves = self.gate_up[expert].chunk(2)
+        halves = self.gate_up[index].chunk(2)
         for source, target in zip((gate, up), halves, strict=True):
             yield Shard(source, (columns, hidden), (self.held, whole), target)
-        yield Shard(down, (hidden, columns), (whole, self.held), self.down[expert])
+        yield Shard(down, (hidden, columns), (whole, self.held), self.down[index])

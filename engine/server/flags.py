@@ -20,6 +20,7 @@ HELP = {
     "tensor_parallel_size": "ranks that share every layer",
     "pipeline_parallel_size": "stages, each holding some of the layers",
     "pipeline_partition": "layers of each stage, such as 16,14; unset: balanced by cost",
+    "enable_expert_parallel": "tensor ranks hold whole experts, not a part of each",
     "distributed_executor_backend": "unset: inproc for one rank, mp for several",
     "max_model_len": "prompt and answer together, in tokens; unset: the model's own maximum",
     "block_size": "token positions in one KV cache block",
@@ -36,7 +37,11 @@ HELP = {
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",
 }
-SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp"}
+SHORT = {
+    "tensor_parallel_size": "-tp",
+    "pipeline_parallel_size": "-pp",
+    "enable_expert_parallel": "-ep",
+}
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from engine.shapes.config import check_runnable, parse_shape, read_config, read_
 from engine.shapes.errors import ShapeError
 from engine.shapes.model import (
     DTYPE_BYTES,
+    NO_EXPERTS,
     Experts,
     LatentAttention,
     LinearAttention,
@@ -25,6 +26,7 @@ from engine.shapes.tensors import (
 
 __all__ = [
     "DTYPE_BYTES",
+    "NO_EXPERTS",
     "CacheGroups",
     "Experts",
     "LatentAttention",

@@ -22,6 +22,8 @@ LayerKind = Literal["full", "sliding", "chunked", "linear", "state", "none"]
 """What a layer's mixer keeps of the past: every token, the last window of them, those of the
 token's chunk, or (linear attention, Mamba) one state of fixed size. "none": it has no mixer."""
 
+NO_EXPERTS = "expert parallelism needs a mixture of experts"
+
 # One resident request of this length: what a decode step reads beside the weights.
 _KV_TOKENS_READ = 1024
 
@@ -59,6 +61,10 @@ class Experts:
     renormalise: bool = True
     beside_dense: bool = False
     latent_size: int | None = None
+
+    def held_whole(self, rank: int, ranks: int) -> range:
+        """The experts of one rank where each lies whole on one, as evenly spread as can be."""
+        return range(rank * self.count // ranks, (rank + 1) * self.count // ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +194,18 @@ class ModelShape:
 
     # --- tensor parallel -------------------------------------------------------------------------
 
-    def legal_splits(self) -> tuple[int, ...]:
+    def legal_splits(self, expert_parallel: bool = False) -> tuple[int, ...]:
         """Every tensor-parallel size this model allows, ascending."""
-        return tuple(tp for tp in range(1, self.num_heads + 1) if self.split_fault(tp) is None)
+        sizes = range(1, self.num_heads + 1)
+        return tuple(tp for tp in sizes if self.split_fault(tp, expert_parallel) is None)
 
-    def check_split(self, tp: int, pp: int) -> None:
-        """Raises ShapeError when the model cannot run over `tp` x `pp` ranks."""
-        if fault := self.split_fault(tp):
-            legal = ", ".join(map(str, self.legal_splits()))
+    def check_split(self, tp: int, pp: int, expert_parallel: bool = False) -> None:
+        """Raises ShapeError when the model cannot run over `tp` x `pp` ranks; `expert_parallel`:
+        with each expert whole on one of the `tp`."""
+        if expert_parallel and self.experts is None:
+            raise ShapeError(f"{NO_EXPERTS}, which {self.architecture} is not")
+        if fault := self.split_fault(tp, expert_parallel):
+            legal = ", ".join(map(str, self.legal_splits(expert_parallel)))
             raise ShapeError(f"{fault} cannot be split over tp={tp} (legal: {legal})")
         if not 1 <= pp <= self.num_layers:
             raise ShapeError(
@@ -203,12 +213,13 @@ class ModelShape:
                 f"(legal: 1 to {self.num_layers})"
             )
 
-    def split_fault(self, tp: int) -> str | None:
+    def split_fault(self, tp: int, expert_parallel: bool = False) -> str | None:
         """What does not divide by `tp`; None for a legal split."""
-        return next(
-            (what for size, what in self._split_sizes() if size % tp),
-            None if self._kv_heads_split(tp) else f"{self.num_kv_heads} KV heads",
-        )
+        if fault := next((what for size, what in self._split_sizes() if size % tp), None):
+            return fault
+        if not self._kv_heads_split(tp):
+            return f"{self.num_kv_heads} KV heads"
+        return None if self.experts is None else _expert_fault(self.experts, tp, expert_parallel)
 
     def _split_sizes(self) -> list[tuple[int, str]]:
         sizes = [(self.num_heads, f"{self.num_heads} attention heads")]
@@ -281,3 +292,10 @@ class ModelShape:
                 f"that sum to {self.num_layers}"
             )
         return override
+
+
+def _expert_fault(experts: Experts, tp: int, whole: bool) -> str | None:
+    if whole:
+        return f"{experts.count} whole experts" if tp > experts.count else None
+    columns = experts.intermediate_size
+    return f"the experts' {columns} columns" if columns % tp else None

@@ -71,7 +71,7 @@ STUB_SHAPES = """
 class ShapeError(ValueError): pass
 def read_shape(path): return Shape()
 class Shape:
-    def check_split(self, tp, pp):
+    def check_split(self, tp, pp, expert_parallel):
         if 9 % tp: raise ShapeError(f"9 attention heads cannot be split over tp={tp} (legal: 1, 3)")
 """
 

@@ -12,6 +12,7 @@ import pytest
 from clusterctl import cli
 from clusterctl.errors import ConfigError
 from clusterctl.planner.gpus import find_gpu, parse_hardware
+from clusterctl.planner.legality import faults
 from clusterctl.planner.memory import Settings, Split, memory_of
 from clusterctl.planner.published import find_model, table
 from clusterctl.planner.strategy import Asked, Planned, make_plans
@@ -195,6 +196,16 @@ def test_block_fp8_limits_tensor_parallelism_unless_experts_lie_whole() -> None:
     found = planned("Qwen/Qwen3-235B-A22B-FP8", "1x8xH100", tp=8, pp=1)
     legal = {plan.split.ep: plan.legal for plan in found.plans if plan.split.dcp == 1}
     assert legal == {1: False, 8: True}
+
+
+def test_the_native_engine_spreads_experts_over_tensor_ranks_alone() -> None:
+    shape = find_model("Qwen/Qwen3-30B-A3B", "auto").shape
+    reasons = {
+        ep: faults(shape, Split(4, 1, dp=2, ep=ep), parse_hardware("1x8xH100"), "native")
+        for ep in (1, 4, 8)
+    }
+    alone = "the native engine spreads experts over the tensor ranks of a replica alone (ep=tp)"
+    assert reasons == {1: [], 4: [], 8: [alone]}
 
 
 @pytest.mark.parametrize(

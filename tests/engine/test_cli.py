@@ -40,7 +40,7 @@ def test_every_option_of_the_config_is_a_flag_with_help() -> None:
 
 def test_flags_are_named_as_vllm_names_them() -> None:
     argv = (
-        "m -tp 2 -pp 3 --pipeline-partition 4,3,3 --distributed-executor-backend ray "
+        "m -tp 2 -pp 3 -ep --pipeline-partition 4,3,3 --distributed-executor-backend ray "
         "--dtype bfloat16 --max-model-len 512 --block-size 32 --kv-cache-memory-bytes 1000 "
         "--gpu-memory-utilization 0.5 --max-num-seqs 7 --max-num-batched-tokens 99 --seed 5"
     )
@@ -49,6 +49,7 @@ def test_flags_are_named_as_vllm_names_them() -> None:
         tensor_parallel_size=2,
         pipeline_parallel_size=3,
         pipeline_partition=(4, 3, 3),
+        enable_expert_parallel=True,
         distributed_executor_backend="ray",
         dtype="bfloat16",
         max_model_len=512,

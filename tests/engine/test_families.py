@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.attention.base import KVLayout, Span
 from engine.attention.sdpa import SdpaBackend
-from engine.communicators import Solo
-from engine.layers.base import Build
+from engine.communicators import Solo, thread_world
+from engine.layers.base import Build, model_shards
 from engine.models import ARCHITECTURES, build_model
 from engine.shapes import ModelShape, ShapeError, read_shape
 from engine.weights import WeightsError, load_weights
@@ -141,8 +141,48 @@ def logits(directory: Path, prompt: torch.Tensor, dtype: torch.dtype) -> torch.T
 
 def test_experts_that_do_not_divide_are_refused(family: MakeFamily) -> None:
     model = family("qwen3_moe", moe_intermediate_size=30)
-    with pytest.raises(ShapeError, match="30 columns cannot be split over tp=4"):
+    with pytest.raises(ShapeError, match=r"30 columns cannot be split over tp=4 \(legal: 1, 2\)"):
         Ranks(model, 4)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_whole_experts_on_each_rank_give_transformers_tokens(
+    family: MakeFamily, kind: str, tp: int, pp: int
+) -> None:
+    """Qwen's 6 over 4 ranks: two ranks hold one more than the others."""
+    model = family(kind)
+    ranks = Ranks(model, tp, pp, enable_expert_parallel=True)
+    assert ranks.generate(prompts(), TOKENS) == transformers_greedy(model)
+
+
+def test_whole_experts_need_no_columns_that_divide(family: MakeFamily) -> None:
+    model = family("qwen3_moe", moe_intermediate_size=30)
+    ranks = Ranks(model, 4, enable_expert_parallel=True)
+    assert ranks.generate(prompts(), 4) == Ranks(model).generate(prompts(), 4)
+
+
+def test_a_rank_reads_its_own_experts_alone(family: MakeFamily) -> None:
+    """Six over four ranks: each is read by one rank, once and whole."""
+    shape = read_shape(family("qwen3_moe"))
+    read: list[set[int]] = []
+    for context in thread_world(4, 1, torch.device("cpu")).contexts:
+        build = Build(context.tp, context.device, torch.float32, expert_parallel=True)
+        model = build_model(build, shape, range(shape.num_layers))
+        experts = [s for s in model_shards(model) if ".0.mlp.experts." in s.source]
+        assert all(shard.target.shape == shard.shape for shard in experts)
+        read.append({int(shard.source.split(".")[5]) for shard in experts})
+    assert read == [{0}, {1, 2}, {3}, {4, 5}]
+
+
+def test_expert_parallelism_needs_experts_and_enough_of_them(family: MakeFamily) -> None:
+    with pytest.raises(ShapeError, match="needs a mixture of experts, which Qwen3ForCausalLM is"):
+        Ranks(family("qwen3"), 2, enable_expert_parallel=True)
+    few = family("mixtral", num_local_experts=2)
+    with pytest.raises(
+        ShapeError, match=r"2 whole experts cannot be split over tp=4 \(legal: 1, 2"
+    ):
+        Ranks(few, 4, enable_expert_parallel=True)
 
 
 def test_opt_with_a_narrow_embedding_is_refused(family: MakeFamily) -> None:
