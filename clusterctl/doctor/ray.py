@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterctl.doctor.check import Check, Said, check, fail, ok, skip, unknown, warn
+from clusterctl.doctor.check import Answer, Check, Said, check, fail, ok, skip, unknown, warn
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.facts.types import HostFacts
 from clusterctl.launch import expected_role, node_ray
@@ -21,7 +21,10 @@ _RAY_PROCESSES = ("raylet", "gcs_server", "ray")
 )
 def ports(one: Host) -> Said:
     """Ray's ports are pinned, so that firewalls can be described; what listens on one already keeps
-    the node from starting."""
+    the node from starting. A head of another Ray on a worker takes none of them, yet gives its own
+    workers the same GPUs, and is what `ray status` and ray.init() find there."""
+    if found := _foreign_head(one):
+        return found
     if one.occupied:
         return skip("its own node runs and may hold them")
     if one.facts.listeners is None:
@@ -36,6 +39,25 @@ def ports(one: Host) -> Said:
         cause="port-in-use-stray-ray" if stray else None,
         values={"ports": ", ".join(taken)},
     )
+
+
+def _foreign_head(one: Host) -> Answer | None:
+    """On a worker. Nodes of a local cluster have their head on the same machine."""
+    if one.spec.runtime == "process" or expected_role(one.spec, one.node) == "head":
+        return None
+    port = one.spec.ray.port
+    there = [seen.process for seen in one.facts.listeners or () if seen.port == port]
+    if any(process in _RAY_PROCESSES for process in there):
+        return fail(
+            f"another Ray has its head on this host: {there[0]} listens on {port}",
+            "end it: docker ps shows the container that it runs in, if any (docker rm -f NAME); "
+            "else ray stop",
+            cause="port-in-use-stray-ray",
+            values={"ports": str(port)},
+        )
+    if None in there:
+        return unknown(f"whose port {port}, Ray's own, is on this worker does not show: not root")
+    return None
 
 
 def ports_in_use(spec: ClusterSpec, node: NodeSpec, facts: HostFacts) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from clusterctl.facts.types import Gpu, HostFacts
 from clusterctl.launch import devices_of
 from clusterctl.spec import ClusterSpec, NodeSpec
 
+ENDED = ("created", "exited", "dead")  # states in which a container holds neither ports nor GPUs
+
 
 @dataclass(frozen=True)
 class Host:
@@ -42,7 +44,8 @@ class Host:
         seen = self.facts.docker.containers
         if self.facts.docker.error is not None or seen is None:
             return True
-        return any(one.labels.get(LABEL_CLUSTER) == self.spec.name for one in seen)
+        ours = (one for one in seen if one.labels.get(LABEL_CLUSTER) == self.spec.name)
+        return any(one.state not in ENDED for one in ours)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .layout import Host
 from .shell import Failure, wait_until
 
 LOOPBACK_NAME = "127.0.1.1"
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+DATEFUDGE = "/usr/lib/x86_64-linux-gnu/datefudge/datefudge.so"
 CLOCK_CONFIG = "/etc/ssh/sshd_config.d/fault-clock.conf"
 SHADOWS = "/run/testbed-fault"  # what is bound over something else lies here
 DOCKER_ROOT = "/var/lib/docker"
@@ -33,9 +33,10 @@ def name_on_loopback(host: Host, _: str) -> None:
 
 
 def skew_clock(host: Host, seconds: str) -> None:
-    """A kernel's clock cannot be set for one host of many: every login gets libfaketime."""
-    ahead = f"FAKETIME={int(seconds or 120):+d}s FAKETIME_DONT_FAKE_MONOTONIC=1"
-    setting = f"SetEnv LD_PRELOAD={FAKETIME} {ahead}"
+    """A kernel's clock cannot be set for one host of many: every login gets datefudge, which shifts
+    the time of day alone. (libfaketime 0.9.10 shifts absolute sleeps on the monotonic clock too:
+    Python's time.sleep then ends in EINVAL, as on no host whose clock is merely wrong.)"""
+    setting = f"SetEnv LD_PRELOAD={DATEFUDGE} DATEFUDGE={-int(seconds or 120)}"
     _sh(host, f"echo '{setting}' > {CLOCK_CONFIG}")
     _reload_sshd(host)
 

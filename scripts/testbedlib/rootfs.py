@@ -13,7 +13,7 @@ SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 HOST_PACKAGES = (  # pigz: Docker unpacks layers with it, faster than by itself
     "docker.io,openssh-server,sudo,iproute2,iptables,procps,pciutils,kmod,ca-certificates,pigz,"
-    "python3,libfaketime"  # every server has a Python; the other is for a clock that is wrong
+    "python3,datefudge"  # every server has a Python; the other is for a clock that is wrong
 )
 OP_UID = 1000  # may speak to Docker
 SUDOER_UID = 1001  # may not, but may sudo without a password

@@ -80,6 +80,19 @@ def test_a_port_that_is_taken_is_named_with_its_owner() -> None:
     assert found(facts, name="gpu02") == {}  # a worker needs no GCS port
     ours = DockerContainer("c1", "clusterctl-test-gpu01", "i", "running", {LABEL_CLUSTER: "test"})
     assert found(replace(facts, docker=replace(facts.docker, containers=(ours,)))) == {}
+    ended = replace(ours, state="exited")
+    assert found(replace(facts, docker=replace(facts.docker, containers=(ended,)))) != {}
+
+
+def test_the_head_of_another_ray_on_a_worker_is_named_though_its_node_runs() -> None:
+    node = DockerContainer("c1", "clusterctl-test-gpu02", "i", "running", {LABEL_CLUSTER: "test"})
+    docker = replace(HEALTHY.docker, containers=(node,))
+    facts = replace(HEALTHY, docker=docker, listeners=(Listener("::", 6379, "gcs_server"),))
+    finding = found(facts, name="gpu02")["ray.ports"]
+    assert (finding.verdict, finding.cause) == ("fail", "port-in-use-stray-ray")
+    assert finding.message == "another Ray has its head on this host: gcs_server listens on 6379"
+    hidden = replace(facts, listeners=(Listener("::", 6379),))
+    assert found(hidden, name="gpu02")["ray.ports"].verdict == "unknown"
 
 
 def test_unknown_is_its_own_answer() -> None:
