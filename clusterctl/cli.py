@@ -68,6 +68,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Show hosts, GPUs, adapters, the networks that join them, and the bandwidth measured last.",
         CLUSTER,
     ),
+    "ports": Entry(
+        "clusterctl.commands.ports:ports",
+        "Show which ports must be open between which hosts, as a table or as firewall rules.",
+        CLUSTER,
+    ),
     "down": Entry(
         "clusterctl.commands.down:down",
         "End deployments, Ray and all containers of the cluster, and see that none is left.",
@@ -86,6 +91,21 @@ COMMANDS: Mapping[str, Entry] = {
     "ps": Entry(
         "clusterctl.commands.ps:ps",
         "List deployments; one is ready only if a token came back just now.",
+        MODELS,
+    ),
+    "chat": Entry(
+        "clusterctl.commands.chat:chat",
+        "Talk to a deployment, or to any OpenAI API, from this terminal.",
+        MODELS,
+    ),
+    "bench": Entry(
+        "clusterctl.commands.bench:bench",
+        "Measure time to first token, time per token and tokens a second at rising concurrency.",
+        MODELS,
+    ),
+    "tunnel": Entry(
+        "clusterctl.commands.tunnel:tunnel",
+        "Bring the API of deployments and Ray's dashboard to this machine, over SSH.",
         MODELS,
     ),
     "stop": Entry(

@@ -60,6 +60,11 @@ def line(text: str = "") -> None:
     print(text)
 
 
+def write(text: str) -> None:
+    """A part of a line, seen at once."""
+    print(text, end="", flush=True)
+
+
 def json(document: Mapping[str, Any]) -> None:
     print(jsonlib.dumps(document, indent=2))
 
@@ -221,6 +226,14 @@ def confirm(question: str) -> bool:
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def ask_line(prompt: str) -> str | None:
+    """A line of stdin without its end, None at the end; asked for where somebody types it."""
+    if sys.stdin.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
 
 
 def ask_secret(prompt: str) -> Secret | None:

@@ -138,6 +138,9 @@ class ScriptedTransport:
             raise SocketRefused(f"cannot connect to {path}", host=self.host)
         return served_by(self.sockets[path])
 
+    def open_address(self, address: str, port: int) -> ByteStream:
+        return self.open_socket(f"{address}:{port}")
+
     def open_command(self, argv: Sequence[str]) -> ByteStream:
         said = self._said(argv, b"")
         if said.exit_code:

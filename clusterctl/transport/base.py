@@ -1,4 +1,4 @@
-"""How we reach a host: five verbs, whatever carries them."""
+"""How we reach a host: a few verbs, whatever carries them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_TIMEOUT_S = 60.0
 
 
 class SocketRefused(ClusterctlError):
-    """A unix socket on the host could not be reached: absent, not ours, or not forwarded."""
+    """A socket on the host could not be reached: absent, not ours, or not forwarded."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Transport(Protocol):
 
     def open_socket(self, path: str) -> ByteStream:
         """Connect to a unix socket on the host. Raises SocketRefused when that cannot be."""
+        ...
+
+    def open_address(self, address: str, port: int) -> ByteStream:
+        """Connect to a TCP port as the host sees it. Raises SocketRefused when that cannot be."""
         ...
 
     def open_command(self, argv: Sequence[str]) -> ByteStream:

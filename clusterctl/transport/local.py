@@ -170,10 +170,19 @@ class LocalTransport:
             connection.connect(path)
         except OSError as error:
             connection.close()
-            raise SocketRefused(
-                f"cannot connect to {path}: {error.strerror}", host=self.host
-            ) from error
+            raise self._refused(path, error) from error
         return SocketStream(connection)
+
+    def open_address(self, address: str, port: int) -> ByteStream:
+        where = f"{address}:{port}"
+        self._trace(f"{self.host}\tsocket {where}")
+        try:
+            return SocketStream(socket.create_connection((address, port), DEFAULT_TIMEOUT_S))
+        except OSError as error:
+            raise self._refused(where, error) from error
+
+    def _refused(self, where: str, error: OSError) -> SocketRefused:
+        return SocketRefused(f"cannot connect to {where}: {error.strerror}", host=self.host)
 
     def open_command(self, argv: Sequence[str]) -> ByteStream:
         ours, theirs = socket.socketpair()

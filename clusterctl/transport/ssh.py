@@ -31,6 +31,7 @@ from clusterctl.transport.sshchannel import (
     CommandStream,
     Sessions,
     is_alive,
+    open_tcp,
     open_unix_socket,
 )
 from clusterctl.transport.sshconfig import SshTarget, Wanted, resolve
@@ -131,12 +132,20 @@ class SshTransport:
         self.run(put_argv(path, mode, len(data)), stdin=data, timeout=_time_for(data))
 
     def open_socket(self, path: str) -> ByteStream:
-        self._trace(f"{self.host}\tsocket {path}")
+        return self._forwarded(path, lambda wait: open_unix_socket(self._ssh, path, wait))
+
+    def open_address(self, address: str, port: int) -> ByteStream:
+        return self._forwarded(
+            f"{address}:{port}", lambda wait: open_tcp(self._ssh, address, port, wait)
+        )
+
+    def _forwarded(self, where: str, opened: Callable[[float], paramiko.Channel]) -> ByteStream:
+        self._trace(f"{self.host}\tsocket {where}")
         try:
-            channel = open_unix_socket(self._ssh, path, self._socket_timeout)
+            channel = opened(self._socket_timeout)
         except ChannelRefused as error:
             raise SocketRefused(
-                f"sshd cannot connect to {path}: {error}", host=self.host
+                f"sshd cannot connect to {where}: {error}", host=self.host
             ) from error
         except (TimeoutError, EOFError, OSError, paramiko.SSHException) as error:
             raise Unreachable(f"the connection was lost: {error}", host=self.host) from error

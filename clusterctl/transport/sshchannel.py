@@ -115,6 +115,18 @@ def open_unix_socket(transport: paramiko.Transport, path: str, timeout: float) -
     return open_channel(transport, kind, details.asbytes(), timeout)
 
 
+def open_tcp(
+    transport: paramiko.Transport, address: str, port: int, timeout: float
+) -> paramiko.Channel:
+    """RFC 4254, 7.2: string host, uint32 port, then who asks, which nobody looks at."""
+    details = Message()
+    details.add_string(address)
+    details.add_int(port)
+    details.add_string("127.0.0.1")
+    details.add_int(0)
+    return open_channel(transport, "direct-tcpip", details.asbytes(), timeout)
+
+
 def is_alive(transport: paramiko.Transport, timeout: float) -> bool:
     """Whether sshd still answers. It refuses a channel kind that nobody has: that is an answer."""
     try:

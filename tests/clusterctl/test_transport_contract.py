@@ -7,6 +7,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from clusterctl.errors import CommandFailed, NotReady, Unreachable
 from clusterctl.transport.base import ByteStream, SocketRefused, Transport
 from clusterctl.transport.local import LocalTransport
 from clusterctl.transport.ssh import SshHosts
-from tests.clusterctl.sshd import Sshd
+from tests.clusterctl.sshd import Sshd, free_port
 from tests.fakes import Says, ScriptedTransport
 
 SPEAK = ("sh", "-c", "echo out; echo err >&2; exit 3")
@@ -51,6 +52,20 @@ def unix_server(tmp_path: Path) -> Iterator[str]:
     path = str(tmp_path / "sock")
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
+    with serving(server):
+        yield path
+
+
+@pytest.fixture
+def tcp_server() -> Iterator[tuple[str, int]]:
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    with serving(server):
+        yield server.getsockname()
+
+
+@contextmanager
+def serving(server: socket.socket) -> Iterator[None]:
     server.listen()
 
     def accept() -> None:
@@ -63,12 +78,12 @@ def unix_server(tmp_path: Path) -> Iterator[str]:
                 serve_upper(peer)
 
     threading.Thread(target=accept, daemon=True).start()
-    yield path
+    yield
     server.shutdown(socket.SHUT_RDWR)
     server.close()
 
 
-def scripted(unix_path: str) -> ScriptedTransport:
+def scripted(*served: str) -> ScriptedTransport:
     absent = Says(stderr="sh: no-such-command-here: not found\n", exit_code=127)
     return ScriptedTransport(
         "gpu01",
@@ -80,15 +95,17 @@ def scripted(unix_path: str) -> ScriptedTransport:
             SLEEP: Says(hangs=True),
             ABSENT: absent,
         },
-        sockets={unix_path: serve_upper},
+        sockets=dict.fromkeys(served, serve_upper),
     )
 
 
 @pytest.fixture(params=["fake", "local", "ssh"])
-def transport(request: pytest.FixtureRequest, unix_server: str, sshd: Sshd) -> Iterator[Transport]:
+def transport(
+    request: pytest.FixtureRequest, unix_server: str, tcp_server: tuple[str, int], sshd: Sshd
+) -> Iterator[Transport]:
     hosts = SshHosts(sshd.spec())
     makers: dict[str, Callable[[], Transport]] = {
-        "fake": lambda: scripted(unix_server),
+        "fake": lambda: scripted(unix_server, "{}:{}".format(*tcp_server)),
         "local": lambda: LocalTransport("gpu01"),
         "ssh": lambda: hosts.connect(sshd.node()),
     }
@@ -170,6 +187,24 @@ def test_a_unix_socket_carries_both_directions_and_a_half_close(
     stream.shutdown_write()
     assert read_all(stream) == b"HELLO"
     stream.close()
+
+
+def test_an_address_carries_both_directions_and_a_half_close(
+    transport: Transport, tcp_server: tuple[str, int]
+) -> None:
+    stream = transport.open_address(*tcp_server)
+    stream.settimeout(20)
+    stream.sendall(b"hello")
+    stream.shutdown_write()
+    assert read_all(stream) == b"HELLO"
+    stream.close()
+
+
+def test_an_address_where_nobody_listens_is_refused(transport: Transport) -> None:
+    port = free_port()
+    with pytest.raises(SocketRefused, match=rf"127\.0\.0\.1:{port}") as caught:
+        transport.open_address("127.0.0.1", port)
+    assert caught.value.host == "gpu01"
 
 
 def test_a_unix_socket_that_is_silent_times_out(transport: Transport, unix_server: str) -> None:
