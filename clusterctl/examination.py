@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from clusterctl import autopsy, hoststate, pairprobe
+from clusterctl import autopsy, collectives, hoststate, pairprobe
 from clusterctl.doctor.bundle import bundle
 from clusterctl.doctor.check import Finding, run_checks
+from clusterctl.doctor.collectives import COLLECTIVE_CHECKS, Plan
+from clusterctl.doctor.devicespeed import SPEED_CHECKS
 from clusterctl.doctor.pairs import PAIR_CHECKS, Pairs
 from clusterctl.doctor.redaction import secret_values
 from clusterctl.doctor.snapshot import Snapshot
@@ -21,11 +23,17 @@ from clusterctl.session import Session
 
 
 def examine(
-    session: Session, report: Report, *, model: str | None = None, deep: bool = False
+    session: Session,
+    report: Report,
+    *,
+    model: str | None = None,
+    deep: bool = False,
+    plan: Plan | None = None,
 ) -> Snapshot:
     """What is to be seen of every host; one that does not answer is a finding.
 
-    `model`: a path or Hub id to look at on every host. `deep`: let the hosts try each other too.
+    `model`: a path or Hub id to look at on every host. `deep`: let the hosts try each other too,
+    and the devices of the nodes that run compute together. `plan`: the split to judge.
     """
     report(Event("begin", "facts"))
     outcomes = session.each(lambda link: session.facts_of(link, model))
@@ -35,7 +43,7 @@ def examine(
     lost = {**session.failures, **silent}
     told = (
         *(unreached(name, error) for name, error in lost.items()),
-        *_ways(session, facts, report, deep),
+        *_ways(session, facts, report, deep, plan),
     )
     return Snapshot(session.spec, facts, told)
 
@@ -68,7 +76,11 @@ def unreached(host: str, error: ClusterctlError) -> Finding:
 
 
 def _ways(
-    session: Session, facts: Mapping[str, HostFacts], report: Report, deep: bool
+    session: Session,
+    facts: Mapping[str, HostFacts],
+    report: Report,
+    deep: bool,
+    plan: Plan | None,
 ) -> list[Finding]:
     """Between the hosts that answered. Without the head nobody knows where Ray's would lead."""
     spec = session.spec
@@ -84,4 +96,9 @@ def _ways(
     report(Event("begin", "pairs"))
     tried = pairprobe.probe(present, facts, chosen) if len(chosen) > 1 else Pairs({})
     report(Event("done", "pairs"))
-    return [*said, *run_checks(PAIR_CHECKS, [tried])]
+    summed = collectives.collect(present, facts, chosen, report, plan)
+    return [
+        *said,
+        *run_checks(PAIR_CHECKS, [tried]),
+        *run_checks((*COLLECTIVE_CHECKS, *SPEED_CHECKS), [summed]),
+    ]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from clusterctl import enginepackage, hoststate
 from clusterctl.enginepackage import TORCH_ONLY, EnginePackage
 from clusterctl.events import Event, Report, silent
-from clusterctl.fanout import Outcome, fan_out
+from clusterctl.fanout import fan_out
 from clusterctl.members import Member
 from clusterctl.sanityreport import SanityReport, failure, gather
 from clusterctl.session import Session, results
@@ -56,10 +56,9 @@ def check(
     that did not answer, its host and the step; PreflightFailed where torch is missing.
     """
     timeout = session.spec.limits.sanity_timeout if timeout is None else timeout
-    report(Event("begin", "sanity", f"{_world_size(members)} ranks"))
-    directories = _deliver(session, members, package or enginepackage.load())
-    outcomes = _run(session, members, directories, timeout)
-    found = gather([member.node for member in members], outcomes)
+    report(Event("begin", "sanity", f"{world_size(members)} ranks"))
+    directories = deliver(session, members, package or enginepackage.load())
+    found = run(members, directories, timeout)
     if not found.passed:
         # Kept, and covering no container: `status` must not take a failure for a check skipped.
         _keep(session, Record("failed", time.time(), {}))
@@ -69,36 +68,45 @@ def check(
     return found
 
 
-def _deliver(session: Session, members: Sequence[Member], package: EnginePackage) -> dict[str, str]:
+def deliver(session: Session, members: Sequence[Member], package: EnginePackage) -> dict[str, str]:
+    """The engine package into every member's container; where it lies, by node name. Raises
+    PreflightFailed where torch is missing."""
     by_name = {member.name: member for member in members}
 
-    def deliver(name: str) -> str:
+    def bring(name: str) -> str:
         member = by_name[name]
         runtime, container = member.link.runtime, member.container
         enginepackage.check(runtime, container.id, TORCH_ONLY, image=container.image)
         return enginepackage.deliver(runtime, container.id, package)
 
-    return results(fan_out(by_name, deliver, limit=session.spec.limits.parallel_hosts))
+    return results(fan_out(by_name, bring, limit=session.spec.limits.parallel_hosts))
 
 
-def _run(
-    session: Session, members: Sequence[Member], directories: Mapping[str, str], timeout: float
-) -> dict[str, Outcome[Result]]:
+def run(
+    members: Sequence[Member],
+    directories: Mapping[str, str],
+    timeout: float,
+    *,
+    speed: bool = False,
+) -> SanityReport:
+    """The check over all devices of these members, within `timeout` seconds; what its ranks said.
+    `directories`: of `deliver`. `speed`: each device is timed by itself, too."""
     head = members[0]
     port = _free_port(head)
     step_timeout = timeout / WAITS
     first_ranks = dict(zip([m.name for m in members], _first_ranks(members), strict=True))
     by_name = {member.name: member for member in members}
 
-    def run(name: str) -> Result:
+    def on_node(name: str) -> Result:
         member = by_name[name]
         argv = [
             *("python3", "-m", "engine.sanity", "--json"),
-            *("--first-rank", str(first_ranks[name]), "--world-size", str(_world_size(members))),
+            *("--first-rank", str(first_ranks[name]), "--world-size", str(world_size(members))),
             *("--nproc-per-node", str(member.node.devices)),
             *("--master-addr", head.node.address, "--master-port", str(port)),
             *("--backend", "gloo" if member.node.device_kind == "cpu" else "nccl"),
             *("--timeout", f"{step_timeout:g}"),
+            *(["--speed"] if speed else []),
         ]
         return member.link.runtime.exec(
             member.container.id,
@@ -109,7 +117,8 @@ def _run(
         )
 
     # Every node at once, whatever the cap for other work: ranks wait for each other.
-    return fan_out(by_name, run, limit=len(members))
+    outcomes = fan_out(by_name, on_node, limit=len(members))
+    return gather([member.node for member in members], outcomes)
 
 
 def _free_port(head: Member) -> int:
@@ -119,7 +128,8 @@ def _free_port(head: Member) -> int:
     return int(answer.stdout)
 
 
-def _world_size(members: Sequence[Member]) -> int:
+def world_size(members: Sequence[Member]) -> int:
+    """How many devices, and so ranks, they have together."""
     return sum(member.node.devices for member in members)
 
 

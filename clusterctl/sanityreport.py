@@ -30,6 +30,7 @@ class RankVerdict:
     tflops: float | None = None
     memory_gb_s: float | None = None
     links: tuple[tuple[int, int, str], ...] = ()
+    latency_us: float | None = None
 
 
 @dataclass(frozen=True)

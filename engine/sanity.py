@@ -38,10 +38,11 @@ GRACE_S = 15.0  # what a rank may need, beyond its own deadlines, to say so
 class Verdict:
     """What one rank found in one step.
 
-    `busbw_gb_s` is NCCL's bus bandwidth, 2(n-1)/n * bytes / seconds, in 1e9 bytes a second.
-    `missing` are the ranks that this one waited for in vain. `tflops` and `memory_gb_s` are those
-    of engine.device_speed, of the device named `device`. `links`: NCCL's channels of this rank, as
-    (from rank, to rank, transport).
+    `busbw_gb_s` is NCCL's bus bandwidth, 2(n-1)/n * bytes / seconds, in 1e9 bytes a second;
+    `latency_us` what one all_reduce of a few hundred bytes takes. `missing` are the ranks that
+    this one waited for in vain. `tflops` and `memory_gb_s` are those of engine.device_speed, of the
+    device named `device`. `links`: NCCL's channels of this rank, as (from rank, to rank,
+    transport).
     """
 
     rank: int
@@ -56,6 +57,7 @@ class Verdict:
     tflops: float | None = None
     memory_gb_s: float | None = None
     links: tuple[tuple[int, int, str], ...] = ()
+    latency_us: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -132,7 +134,8 @@ class RankProcess:
         self._process.kill()
         self._process.wait()
         self.answered = True
-        return self._failed("did not answer and was killed")
+        words = f"; its last line: {self.tail[-1]}" if self.tail else ""
+        return self._failed(f"did not answer and was killed{words}")
 
     def _failed(self, detail: str) -> Verdict:
         seconds = round(time.monotonic() - self.step_began, 3)

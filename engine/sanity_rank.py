@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from statistics import median
 from typing import NoReturn
 
 import torch
@@ -29,6 +30,8 @@ from engine.sanity import BEGIN, LAST_STEP, START, VERDICT, Verdict
 ELEMENTS = 128
 MIB = 1024 * 1024
 TIMED_ROUNDS = 3
+SMALL_ROUNDS = 10
+SHARE_OF_DEADLINE = 1 / 4  # what timing large messages may take of a step's
 OWN_ERROR_S = 2.0  # torch has the same timeout and explains itself better, where it keeps it
 LAST_WORDS_S = 5.0  # how long a rank that gives up waits to learn who else is still talking
 
@@ -39,6 +42,7 @@ class Finding:
 
     detail: str = ""
     busbw_gb_s: float | None = None
+    latency_us: float | None = None
     speed: DeviceSpeed | None = None
 
 
@@ -141,7 +145,15 @@ class Rank:
         except (RuntimeError, OSError, ValueError) as error:  # torch.distributed raises these
             self._give_up_together(name, began, str(error).splitlines()[0])
         seconds = round(time.monotonic() - began, 3)
-        verdict = Verdict(self.rank, name, True, seconds, finding.busbw_gb_s, finding.detail)
+        verdict = Verdict(
+            self.rank,
+            name,
+            True,
+            seconds,
+            finding.busbw_gb_s,
+            finding.detail,
+            latency_us=finding.latency_us,
+        )
         if finding.speed is not None:
             verdict = replace(verdict, device=finding.detail, **asdict(finding.speed))
         say(VERDICT + verdict.to_json())
@@ -227,25 +239,48 @@ def check_matmul(device: torch.device) -> Finding:
 
 
 def measure_bandwidth(
-    group: dist.ProcessGroup | None, device: torch.device, num_bytes: int
+    group: dist.ProcessGroup | None, device: torch.device, num_bytes: int, deadline: float
 ) -> Finding:
-    """The mean of a few large all_reduces after one to warm up, whose sum is checked too."""
+    """Small all_reduces, then a few large ones: of `num_bytes`, or of what a slow link carries in
+    its share of `deadline` seconds. The first large one warms up, and its sum is checked."""
     world_size = dist.get_world_size(group)
     tensor = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
-    dist.all_reduce(tensor, group=group)
-    if not torch.all(tensor == world_size):
+
+    def seconds(count: int) -> float:
+        _synchronize(device)
+        began = time.perf_counter()
+        dist.all_reduce(tensor[:count], group=group)
+        _synchronize(device)
+        return time.perf_counter() - began
+
+    latency = median(seconds(ELEMENTS) for _ in range(SMALL_ROUNDS))
+    count = affordable(_slowest(seconds(MIB // 4), group, device), num_bytes, deadline) // 4
+    tensor.fill_(1.0)
+    seconds(count)
+    if not torch.all(tensor[:count] == world_size):
         raise StepFailed("wrong sum in a large all_reduce")
     if world_size == 1:
         return Finding("one rank: nothing crosses a link")
     tensor.zero_()
-    _synchronize(device)
-    began = time.perf_counter()
-    for _ in range(TIMED_ROUNDS):
-        dist.all_reduce(tensor, group=group)
-    _synchronize(device)
-    seconds = (time.perf_counter() - began) / TIMED_ROUNDS
-    speed = round(bus_bandwidth(world_size, num_bytes, seconds), 3)
-    return Finding(f"{num_bytes // MIB} MiB all_reduce over {device.type}", speed)
+    mean = sum(seconds(count) for _ in range(TIMED_ROUNDS)) / TIMED_ROUNDS
+    return Finding(
+        f"{4 * count // MIB} MiB all_reduce over {device.type}",
+        round(bus_bandwidth(world_size, 4 * count, mean), 3),
+        round(latency * 1e6, 1),
+    )
+
+
+def affordable(seconds_for_mib: float, num_bytes: int, deadline: float) -> int:
+    """Bytes, in whole MiB, of which TIMED_ROUNDS and one to warm up end in time."""
+    rounds = (TIMED_ROUNDS + 1) * seconds_for_mib
+    return min(num_bytes, max(1, int(SHARE_OF_DEADLINE * deadline / rounds)) * MIB)
+
+
+def _slowest(seconds: float, group: dist.ProcessGroup | None, device: torch.device) -> float:
+    """Of all ranks, so that all of them go on alike."""
+    tensor = torch.tensor([seconds], device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return float(tensor.item())
 
 
 def _synchronize(device: torch.device) -> None:
@@ -301,7 +336,8 @@ class Check:
 
     def _bandwidth(self) -> Finding:
         default = 256 * MIB if self._device.type == "cuda" else 16 * MIB
-        return measure_bandwidth(self._group, self._device, self._args.bytes or default)
+        size = self._args.bytes or default
+        return measure_bandwidth(self._group, self._device, size, self._args.timeout)
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,6 +24,7 @@ from clusterctl.options import (
 
 if TYPE_CHECKING:
     from clusterctl.doctor.check import Finding
+    from clusterctl.doctor.collectives import Plan
     from clusterctl.doctor.snapshot import Snapshot
     from clusterctl.spec import ClusterSpec
 
@@ -69,7 +70,29 @@ Logs = Annotated[
 ]
 Deep = Annotated[
     bool,
-    typer.Option("--deep", help="Let the hosts try each other: ports, packet loss, MTU, speed."),
+    typer.Option(
+        "--deep",
+        help="Let the hosts try each other (ports, loss, MTU, speed) and, where the cluster is up, "
+        "their devices compute together.",
+    ),
+]
+Tp = Annotated[
+    int | None,
+    typer.Option(
+        "--tp",
+        min=1,
+        help="With --deep: judge NCCL's ways for this tensor-parallel size.",
+        show_default="as served",
+    ),
+]
+Pp = Annotated[
+    int | None,
+    typer.Option(
+        "--pp",
+        min=1,
+        help="With --deep: the pipeline-parallel size that goes with --tp.",
+        show_default="as served",
+    ),
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit 1 for warnings and for what is not known, too.")
@@ -120,6 +143,8 @@ def doctor(
     logs: Logs = None,
     model: Model = None,
     deep: Deep = False,
+    tp: Tp = None,
+    pp: Pp = None,
     only: Only = None,
     skip: Skip = None,
     strict: Strict = False,
@@ -138,13 +163,14 @@ def doctor(
     \b
       clusterctl doctor
       clusterctl doctor --head gpu01 --worker gpu02 --json
-      clusterctl doctor --deep --model /models/llama
+      clusterctl doctor --deep --tp 8 --pp 2
       clusterctl doctor --logs rank0.log --logs rank1.log
     """
     from clusterctl.doctor import snapshot
     from clusterctl.doctor.check import exit_code
     from clusterctl.doctor.checks import Choice
 
+    plan = planned(tp, pp, deep)
     if list_checks or explain:
         tell(explain, as_json)
         return
@@ -159,7 +185,7 @@ def doctor(
             seen = snapshot.load(from_file)
         else:
             spec = meant(config, cluster, head, worker, ssh_config, accept_new_host_keys)
-            seen = examined(spec, model, deep, bundle)
+            seen = examined(spec, model, deep, plan, bundle)
         if save is not None:
             write(save, snapshot.to_json(seen).encode())
         chosen = [one for one in seen.findings if choice.takes(one.check or "")]
@@ -198,7 +224,20 @@ def write(file: Path, data: bytes) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def examined(spec: ClusterSpec, model: str | None, deep: bool, bundle: Path | None) -> Snapshot:
+def planned(tp: int | None, pp: int | None, deep: bool) -> Plan | None:
+    """The split that was named. Raises ConfigError where nothing would be judged by it."""
+    from clusterctl.doctor.collectives import Plan
+
+    if tp is None and pp is None:
+        return None
+    if not deep:
+        raise ConfigError("--tp and --pp are judged by --deep", hint="clusterctl doctor --deep")
+    return Plan(tp or 1, pp or 1, "as asked")
+
+
+def examined(
+    spec: ClusterSpec, model: str | None, deep: bool, plan: Plan | None, bundle: Path | None
+) -> Snapshot:
     from clusterctl.examination import examine, packed
     from clusterctl.session import Session
 
@@ -206,7 +245,7 @@ def examined(spec: ClusterSpec, model: str | None, deep: bool, bundle: Path | No
         console.progress() as report,
         Session.connect(spec, report=report, partial=True) as session,
     ):
-        seen = examine(session, report, model=model, deep=deep)
+        seen = examine(session, report, model=model, deep=deep, plan=plan)
         if bundle is not None:
             write(bundle, packed(session, seen))
     return seen

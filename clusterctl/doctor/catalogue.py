@@ -110,7 +110,9 @@ CATALOGUE: tuple[Failure, ...] = (
         "Large messages hang: MTUs differ", ("net.mtu-equal", "rdma.mtu-equal", "net.path-mtu")
     ),
     Failure(
-        "EFA falls back to TCP without a word", otherwise="not yet: no such machine was at hand"
+        "EFA falls back to TCP without a word",
+        ("collective.transport",),
+        "NCCL's own log says it, with the cluster up (`--deep`); written after published logs",
     ),
     Failure(
         "One host hangs after the start: PCIe sends peer traffic through the root", ("gpu.acs",)

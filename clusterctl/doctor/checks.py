@@ -9,6 +9,8 @@ from typing import Any
 
 from clusterctl.doctor import cluster, docker, gpu, host, model, network, ray, rdma
 from clusterctl.doctor.check import Check, Finding, Tag, run_checks
+from clusterctl.doctor.collectives import COLLECTIVE_CHECKS
+from clusterctl.doctor.devicespeed import SPEED_CHECKS
 from clusterctl.doctor.pairs import PAIR_CHECKS
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.errors import ConfigError
@@ -24,6 +26,8 @@ HOST_CHECKS: tuple[Check[Host], ...] = (
     *rdma.CHECKS,
     *model.CHECKS,
 )
+# Of what `--deep` has the hosts and their devices do.
+DEEP_CHECKS: tuple[Check[Any], ...] = (*PAIR_CHECKS, *COLLECTIVE_CHECKS, *SPEED_CHECKS)
 CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (
     *cluster.CLUSTER_CHECKS,
     *gpu.CLUSTER_CHECKS,
@@ -35,7 +39,7 @@ CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (
 ALL: Mapping[str, Check[Any]] = {
     **{one.id: one for one in HOST_CHECKS},
     **{one.id: one for one in CLUSTER_CHECKS},
-    **{one.id: one for one in PAIR_CHECKS},
+    **{one.id: one for one in DEEP_CHECKS},
 }
 
 

@@ -209,7 +209,7 @@ def speed(pairs: Pairs) -> Iterator[Answer]:
     bad = {way for way, mbit in speeds.items() if mbit < _floor(pairs, way, middle)}
     for host, where, way in _each(pairs, bad):
         yield warn(
-            f"{speeds[way]:.0f} Mbit/s {where}; half of the ways do {middle:.0f} or more",
+            f"{speeds[way]:.0f} Mbit/s {where}; {_expected(pairs, way, middle)}",
             f"look at {host}'s link: ethtool IFACE | grep -E 'Speed|Duplex'; tc qdisc show dev "
             f"IFACE; cable, switch port",
             host=host,
@@ -223,6 +223,13 @@ def _floor(pairs: Pairs, way: Way, middle: float) -> float:
     rates = [rate for end in way if (rate := pairs.speed_mbit.get(end))]
     by_rate = min(rates) * SLOW_FOR_ITS_LINK if rates else 0.0
     return max(middle * SLOW_BESIDE_OTHERS, by_rate)
+
+
+def _expected(pairs: Pairs, way: Way, middle: float) -> str:
+    """Against what it is slow."""
+    rate = min((rate for end in way if (rate := pairs.speed_mbit.get(end))), default=None)
+    beside = f"half of the ways do {middle:.0f} or more"
+    return f"the link is of {rate} Mbit/s" if rate is not None and middle < rate / 10 else beside
 
 
 PAIR_CHECKS: Sequence[Check[Pairs]] = (

@@ -14,7 +14,8 @@ DATEFUDGE = "/usr/lib/x86_64-linux-gnu/datefudge/datefudge.so"
 CLOCK_CONFIG = "/etc/ssh/sshd_config.d/fault-clock.conf"
 SHADOWS = "/run/testbed-fault"  # what is bound over something else lies here
 DOCKER_ROOT = "/var/lib/docker"
-RANKS = "engine[.]sanity_rank|engine[.]executor|ray[:]:"  # written so that awk's own line is none
+# Not ray::IDLE, nor Ray's agents. Written so that awk's own line is none.
+RANKS = "engine[.]sanity_rank|engine[.]executor|ray[:]:(Rank|RayWorker)"
 
 
 def heal(host: Host) -> None:
