@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Backend = Literal["inproc", "mp", "ray"]
+
+PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"  # vLLM's way to say what `pipeline_partition` does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +17,9 @@ class EngineConfig:
 
     `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
     `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
+    `data_parallel_size`: replicas of the whole, each with ranks of its own, behind one server.
     `enable_expert_parallel`: the tensor ranks hold whole experts, not a part of each.
-    `distributed_executor_backend` None: "inproc" for one rank, "mp" otherwise.
+    `distributed_executor_backend` None: "inproc" for one rank in all, "mp" otherwise.
     `max_queued_requests` None: any number may wait. `async_scheduling` None: on CUDA.
     `start_timeout_s` is how long the ranks may take to come up, before any weight is read;
     `step_timeout_s` how long one step may take before the slowest rank counts as hung.
@@ -27,6 +31,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     pipeline_partition: tuple[int, ...] | None = None
+    data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     distributed_executor_backend: Backend | None = None
     max_model_len: int | None = None
@@ -48,6 +53,7 @@ class EngineConfig:
         for name in (
             "tensor_parallel_size",
             "pipeline_parallel_size",
+            "data_parallel_size",
             "block_size",
             "max_num_seqs",
         ):
@@ -61,8 +67,34 @@ class EngineConfig:
 
     @property
     def world_size(self) -> int:
+        """Ranks of one replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
+    def total_ranks(self) -> int:
+        """Of all replicas."""
+        return self.world_size * self.data_parallel_size
+
+    @property
     def backend(self) -> Backend:
-        return self.distributed_executor_backend or ("inproc" if self.world_size == 1 else "mp")
+        return self.distributed_executor_backend or ("inproc" if self.total_ranks == 1 else "mp")
+
+    def completed(self, environment: Mapping[str, str]) -> EngineConfig:
+        """With the stages' layers as vLLM's variable gives them, where no field does.
+
+        Raises ValueError when it holds no numbers.
+        """
+        written = environment.get(PARTITION_VARIABLE)
+        if self.pipeline_partition is not None or not written:
+            return self
+        try:
+            return replace(self, pipeline_partition=numbers(written))
+        except ValueError as error:
+            raise ValueError(
+                f"{PARTITION_VARIABLE}={written} is not numbers such as 18,10"
+            ) from error
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`18,10` -> (18, 10). Raises ValueError."""
+    return tuple(int(part) for part in text.split(","))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -44,22 +45,24 @@ class Load:
 
 class EngineCore:
     """Starts the ranks, loads the model, and steps. Not thread-safe: one thread drives it.
+    `replica` counts the engines that share this host's devices.
 
     Raises ShapeError, ValueError or RankFailed when it cannot start; no rank is left then.
     """
 
-    def __init__(self, config: EngineConfig, runner: str = RUNNER) -> None:
-        self.config = config
+    def __init__(self, config: EngineConfig, runner: str = RUNNER, replica: int = 0) -> None:
+        config = self.config = config.completed(os.environ)
         self.shape = read_shape(checkpoint_directory(config.model))
         self.shape.check_split(
             config.tensor_parallel_size,
             config.pipeline_parallel_size,
             config.enable_expert_parallel,
         )
+        self.shape.partition(config.pipeline_parallel_size, config.pipeline_partition)
         self.max_model_len = _max_model_len(config, self.shape)
         self.dead: EngineDead | None = None
         self._in_flight: deque[Answers] = deque()
-        self._executor = start_executor(config, self.shape, runner)
+        self._executor = start_executor(config, self.shape, runner, replica)
         try:
             self._scheduler = self._load()
         except BaseException:  # an interrupt too: the ranks do not outlive a failed start

@@ -37,6 +37,8 @@ class LLM:
         return llm
 
     def _start(self, config: EngineConfig) -> None:
+        if config.data_parallel_size > 1:
+            raise ValueError("data_parallel_size is the server's: python -m engine serve")
         self.config = config
         self.tokenizer = Tokenizer(checkpoint_directory(config.model))
         self._core = EngineCore(config)

@@ -39,7 +39,7 @@ class Runner:
         whole_experts = config.enable_expert_parallel
         shape.check_split(parallel.tp.size, parallel.pp.size, whole_experts)
         if parallel.device.type == "cpu":
-            _share_cpu_threads(config.world_size)
+            _share_cpu_threads(config.total_ranks)
         partition = shape.partition(parallel.pp.size, config.pipeline_partition)
         layers = stage_layers(partition, parallel.pp.rank)
         self.config = config
@@ -168,7 +168,7 @@ class Runner:
             share = self.config.gpu_memory_utilization
             ranks = self.config.world_size if self.config.backend == "inproc" else 1
             return cuda_kv_bytes(self.parallel.device, share, self._largest_step) // ranks
-        return cpu_kv_bytes(self.config.world_size)
+        return cpu_kv_bytes(self.config.total_ranks)
 
     def _table_width(self) -> int:
         longest = self.config.max_model_len or self.shape.max_position

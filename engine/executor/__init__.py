@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from engine.shapes import ModelShape
 
 
-def start_executor(config: EngineConfig, shape: ModelShape, runner: str = RUNNER) -> Executor:
-    """Start the ranks of `config` and wait for all of them.
+def start_executor(
+    config: EngineConfig, shape: ModelShape, runner: str = RUNNER, replica: int = 0
+) -> Executor:
+    """Start the ranks of `config` and wait for all of them. On this host the devices that
+    replicas before this one have taken are left to them.
 
     Each carrier is imported when it is asked for: only one of them needs Ray, and only one
     brings torch into this process. Raises RankFailed when a rank does not come up.
@@ -27,7 +30,7 @@ def start_executor(config: EngineConfig, shape: ModelShape, runner: str = RUNNER
     if config.backend == "mp":
         from engine.executor.mp import start_processes
 
-        return start_processes(config, shape, runner)
+        return start_processes(config, shape, runner, replica)
     from engine.executor.inproc import InprocExecutor
 
-    return InprocExecutor(config, shape, runner)
+    return InprocExecutor(config, shape, runner, replica)

@@ -27,9 +27,11 @@ class InprocExecutor:
     hangs cannot be killed either: it is left behind as a daemon, and the executor is dead.
     """
 
-    def __init__(self, config: EngineConfig, shape: ModelShape, runner: str = RUNNER) -> None:
+    def __init__(
+        self, config: EngineConfig, shape: ModelShape, runner: str = RUNNER, replica: int = 0
+    ) -> None:
         tp, pp = config.tensor_parallel_size, config.pipeline_parallel_size
-        device = rank_device(config.device, 0)
+        device = rank_device(config.device, replica)
         self.world_size = config.world_size
         self.devices = (str(device),) * self.world_size
         self._failure: RankFailed | None = None

@@ -24,7 +24,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def start_processes(
-    config: EngineConfig, shape: ModelShape, runner: str = RUNNER
+    config: EngineConfig, shape: ModelShape, runner: str = RUNNER, replica: int = 0
 ) -> ControlledExecutor:
     """One fresh interpreter a rank. (Not multiprocessing's spawn: that runs the caller's script
     again in every rank, and breaks on a script without a `__main__` guard.)"""
@@ -35,7 +35,7 @@ def start_processes(
         specs = [
             RankSpec(
                 rank=rank,
-                local_rank=rank,
+                local_rank=replica * config.world_size + rank,
                 host=LOOPBACK,
                 config=config,
                 shape=shape,
@@ -45,14 +45,14 @@ def start_processes(
             )
             for rank in range(config.world_size)
         ]
-        processes = LocalProcesses(specs, rank_environment(os.environ, config.world_size))
+        processes = LocalProcesses(specs, rank_environment(os.environ, config.total_ranks))
         return ControlledExecutor(config.world_size, door, processes, config.start_timeout_s)
 
 
-def rank_environment(environment: Mapping[str, str], world_size: int) -> dict[str, str]:
+def rank_environment(environment: Mapping[str, str], ranks: int) -> dict[str, str]:
     """What the ranks of one host get: this interpreter's import path, gloo on the loopback, and a
     fair share of the cores. What the operator has set stays."""
-    cores = max(1, len(os.sched_getaffinity(0)) // world_size)
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks)
     defaults = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(cores)}
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {**defaults, **environment, "PYTHONPATH": path}

@@ -41,6 +41,9 @@ cluster: Any = ray  # the functions that report its state are untyped
 CPU_SLOT = "cpu_slot"
 OWNER = "ENGINE_DEPLOYMENT"  # whose rank a process is, for whoever looks at a node's processes
 CONNECT_S = 60.0  # how long the cluster may take to answer
+# How many executors of this process live on the one connection to Ray that it may have.
+_holders = 0
+_joining = threading.Lock()
 WATCH_S = 0.5  # how often the watching thread looks whether it should stop
 
 
@@ -68,7 +71,7 @@ def start_ray(config: EngineConfig, shape: ModelShape, runner: str = RUNNER) -> 
     Raises PlacementError when there is no cluster, or no room in it within `start_timeout_s`.
     """
     deadline = time.monotonic() + config.start_timeout_s
-    actors = RankActors(owns_ray=_connect())
+    actors = RankActors(holds_ray=_connect())
     try:
         hosts = actors.place(config, deadline)
         door = Door(socket.create_server((node_host(), 0)), secrets.token_bytes(32))
@@ -95,8 +98,8 @@ def start_ray(config: EngineConfig, shape: ModelShape, runner: str = RUNNER) -> 
 class RankActors:
     """control.Carrier of the actors and of the placement group that they live in."""
 
-    def __init__(self, owns_ray: bool) -> None:
-        self._owns_ray = owns_ray
+    def __init__(self, holds_ray: bool) -> None:
+        self._holds_ray = holds_ray
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._runs: dict[Any, int] = {}
@@ -143,9 +146,9 @@ class RankActors:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
-        if self._owns_ray:
-            ray.shutdown()
-        self._actors, self._group, self._owns_ray = [], None, False
+        if self._holds_ray:
+            _leave()
+        self._actors, self._group, self._holds_ray = [], None, False
 
     def _hosts(self, deadline: float) -> list[str]:
         hosts: list[str] = []
@@ -188,9 +191,27 @@ def rank_env(driver: Mapping[str, str]) -> dict[str, str]:
 
 
 def _connect() -> bool:
-    """Join the cluster of this host; false when this process had joined one already."""
-    if ray.is_initialized():
-        return False
+    """Join the cluster of this host, once for all replicas of this process; false when the process
+    had joined one by itself. Who got true must `_leave`."""
+    global _holders
+    with _joining:
+        if _holders == 0 and ray.is_initialized():
+            return False
+        if _holders == 0:
+            _join()
+        _holders += 1
+        return True
+
+
+def _leave() -> None:
+    global _holders
+    with _joining:
+        _holders -= 1
+        if _holders == 0:
+            ray.shutdown()
+
+
+def _join() -> None:
     attempt: Future[None] = Future()
     threading.Thread(target=_join_cluster, args=(attempt,), daemon=True).start()
     try:
@@ -205,7 +226,6 @@ def _connect() -> bool:
         raise PlacementError(
             f"the Ray cluster at {address} did not answer within {CONNECT_S:g} s"
         ) from error
-    return True
 
 
 def _join_cluster(attempt: Future[None]) -> None:

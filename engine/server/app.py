@@ -18,7 +18,7 @@ from engine.outputs import Sample
 from engine.scheduler import QueueFull
 from engine.server import embeddings
 from engine.server.auth import RequireKey
-from engine.server.bridge import AsyncEngine, Generation, ShuttingDown, exhaust
+from engine.server.bridge import Generation, ShuttingDown, exhaust
 from engine.server.errors import ApiError, add_error_handlers, as_api_error
 from engine.server.flags import ToolFormat
 from engine.server.generation import Job, Preparation
@@ -31,6 +31,7 @@ from engine.server.protocol import (
     EmbeddingBody,
     TokenizeBody,
 )
+from engine.server.replicas import Replicas
 from engine.server.stream import Disconnected, EventStream, unless_disconnected
 from engine.server.tools import format_of
 from engine.server.version import version
@@ -55,7 +56,7 @@ class AppConfig:
 
 
 def create_app(
-    engine: AsyncEngine, tokenizer: Tokenizer, config: AppConfig, metrics: Metrics | None = None
+    engine: Replicas, tokenizer: Tokenizer, config: AppConfig, metrics: Metrics | None = None
 ) -> FastAPI:
     """The app starts and closes `engine`. No pages of documentation: theirs load scripts from
     elsewhere; /openapi.json is there."""
@@ -106,7 +107,7 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
 
 
 class Routes:
-    def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer, config: AppConfig) -> None:
+    def __init__(self, engine: Replicas, tokenizer: Tokenizer, config: AppConfig) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._model_names = tuple(config.model_names)
@@ -121,10 +122,12 @@ class Routes:
         return Response(status_code=503 if self._engine.dead else 200)
 
     async def ready(self) -> Response:
-        """Whether a request would be answered now: a token came a moment ago, or comes now."""
-        if (reason := await self._engine.why_not_ready()) is not None:
-            raise ApiError(503, reason)
-        return Response()
+        """Whether a request would be answered now: a token came a moment ago, or comes now. With
+        several replicas: from one of them; what ails the others is told."""
+        reasons = await self._engine.why_not_ready()
+        if all(reasons):
+            raise ApiError(503, "; ".join(dict.fromkeys(filter(None, reasons))))
+        return JSONResponse({"replicas": [_readiness(reason) for reason in reasons]})
 
     async def version(self) -> JSONResponse:
         return JSONResponse({"version": version()})
@@ -226,6 +229,10 @@ class Routes:
                 code="model_not_found",
             )
         return asked or self._model_names[0]
+
+
+def _readiness(reason: str | None) -> dict[str, Any]:
+    return {"ready": True} if reason is None else {"ready": False, "reason": reason}
 
 
 async def _chunks(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
@@ -39,17 +39,21 @@ class ShuttingDown(RuntimeError):
 class Generation:
     """The samples of one HTTP request while they are computed. It lives in the event loop."""
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        abort: Callable[[Sequence[str]], None],
-        watch: Callable[[Sample], Watch],
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], abort: Callable[[Sequence[str]], None]) -> None:
         self.samples = samples
-        self._watches = {sample.request.request_id: watch(sample) for sample in samples}
+        self._watches: dict[str, Watch] = {}
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self._open = {sample.request.request_id: sample for sample in samples}
         self._abort = abort
+
+    @property
+    def open(self) -> Collection[Sample]:
+        """Those that have not ended."""
+        return self._open.values()
+
+    def accepted(self, watch: Callable[[Sample], Watch]) -> None:
+        """The engine has taken it: from now on it is measured."""
+        self._watches = {sample.request.request_id: watch(sample) for sample in self.samples}
 
     async def deltas(self) -> AsyncIterator[tuple[Sample, Delta]]:
         """Each step's text until every sample has ended. Raises EngineDead, ShuttingDown or
@@ -65,8 +69,9 @@ class Generation:
         """Nobody waits for the rest any more. Idempotent."""
         if self._open:
             self._abort(list(self._open))
-            for request_id, sample in self._open.items():
-                self._watches[request_id](sample, Delta("", (), "abort"))
+            for request_id, watch in self._watches.items():
+                if sample := self._open.get(request_id):
+                    watch(sample, Delta("", (), "abort"))
             self._open.clear()
 
     def _feed(self, sample: Sample, output: Output) -> Delta:
@@ -99,6 +104,7 @@ class AsyncEngine:
         self._watch = watch
         self._draining = False
         self._progress = float("-inf")  # when a token last came
+        self._submitted: set[Generation] = set()
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._generations: dict[str, Generation] = {}  # by request id; the thread's alone
         self._refusal: Exception | None = None
@@ -121,6 +127,15 @@ class AsyncEngine:
     def busy(self) -> bool:
         """Whether a request has not ended."""
         return bool(self._generations)
+
+    def backlog(self) -> float:
+        """How many steps' worth of work waits here: each sample that has not ended takes one of a
+        step's places, and a prompt that is not read yet its part of a step's tokens."""
+        self._submitted = {one for one in self._submitted if one.open}
+        samples = [sample for generation in self._submitted for sample in generation.open]
+        unread = sum(len(one.request.prompt_token_ids) for one in samples if not one.num_tokens)
+        config = self._core.config
+        return len(samples) / config.max_num_seqs + unread / config.max_num_batched_tokens
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -168,14 +183,19 @@ class AsyncEngine:
         EngineDead, ShuttingDown."""
         if self._draining:
             raise ShuttingDown
-        generation = Generation(samples, self._abort, self._watch)
+        generation = Generation(samples, self._abort)
         accepted: asyncio.Future[None] = self._loop.create_future()
+        self._submitted.add(generation)
         self._commands.put(lambda: self._add(generation, accepted))
         try:
             await accepted
         except asyncio.CancelledError:
             generation.cancel()
             raise
+        except Exception:
+            self._submitted.discard(generation)
+            raise
+        generation.accepted(self._watch)
         return generation
 
     def _abort(self, request_ids: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, numbers
 
 ToolFormat = Literal["hermes", "llama3_json"]
 
@@ -20,8 +20,9 @@ HELP = {
     "tensor_parallel_size": "ranks that share every layer",
     "pipeline_parallel_size": "stages, each holding some of the layers",
     "pipeline_partition": "layers of each stage, such as 16,14; unset: balanced by cost",
+    "data_parallel_size": "replicas behind one server; a request goes to the least busy",
     "enable_expert_parallel": "tensor ranks hold whole experts, not a part of each",
-    "distributed_executor_backend": "unset: inproc for one rank, mp for several",
+    "distributed_executor_backend": "unset: inproc for one rank in all, mp for several",
     "max_model_len": "prompt and answer together, in tokens; unset: the model's own maximum",
     "block_size": "token positions in one KV cache block",
     "kv_cache_memory_bytes": "of each rank; unset: what --gpu-memory-utilization leaves",
@@ -40,6 +41,7 @@ HELP = {
 SHORT = {
     "tensor_parallel_size": "-tp",
     "pipeline_parallel_size": "-pp",
+    "data_parallel_size": "-dp",
     "enable_expert_parallel": "-ep",
 }
 
@@ -120,7 +122,3 @@ def _reading(hint: Any) -> dict[str, Any]:
         return {"type": numbers, "metavar": "N,N,..."}
     reader: Callable[[str], Any] = hint
     return {"type": reader, "metavar": "N"}
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.core import EngineCore
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 Watch = Callable[[Sample, Delta], None]
+
+LABELS = ("model_name", "engine")
 
 # Seconds. As vLLM's, so that dashboards made for it show the same curves.
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -27,15 +30,16 @@ def available() -> bool:
 
 
 class Metrics:
-    """Of one engine. Needs prometheus_client."""
+    """Of one server's engines; the label `engine` counts them. Needs prometheus_client."""
 
-    def __init__(self, core: EngineCore, model_name: str) -> None:
+    def __init__(self, cores: Sequence[EngineCore], model_name: str) -> None:
         from prometheus_client import CollectorRegistry
 
-        self._core = core
         self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(core, model_name))
+        self._registry.register(_Gauges(cores, model_name))
         self._model_name = model_name
+        self._engines = [str(number) for number in range(len(cores))]
+        self.watches = [partial(self._watch, engine) for engine in self._engines]
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of the requests taken")
         self._generated = self._counter("generation_tokens", "Tokens generated")
         self._ended = self._counter("request_success", "Requests ended", "finished_reason")
@@ -49,60 +53,73 @@ class Metrics:
 
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-    def watch(self, sample: Sample) -> Watch:
+    def _watch(self, engine: str, sample: Sample) -> Watch:
         """Begins to measure a request; call it with each delta."""
         began = last = time.monotonic()
+        of = self._model_name, engine
         if sample.index == 0:
-            self._prompt.inc(len(sample.request.prompt_token_ids))
+            self._prompt.labels(*of).inc(len(sample.request.prompt_token_ids))
 
         def seen(sample: Sample, delta: Delta) -> None:
             nonlocal last
             now = time.monotonic()
             if delta.token_ids:
-                self._generated.inc(len(delta.token_ids))
-                (self._first if sample.num_tokens == 1 else self._next).observe(now - last)
+                self._generated.labels(*of).inc(len(delta.token_ids))
+                timed = self._first if sample.num_tokens == 1 else self._next
+                timed.labels(*of).observe(now - last)
                 last = now
             if delta.finish_reason is not None:
-                self._ended.labels(self._model_name, delta.finish_reason).inc()
-                self._whole.observe(now - began)
+                self._ended.labels(*of, delta.finish_reason).inc()
+                self._whole.labels(*of).observe(now - began)
 
         return seen
 
     def _counter(self, name: str, help_: str, *labels: str) -> Any:
         from prometheus_client import Counter
 
-        made = Counter(f"vllm:{name}", help_, ["model_name", *labels], registry=self._registry)
-        return made if labels else made.labels(self._model_name)
+        made = Counter(f"vllm:{name}", help_, [*LABELS, *labels], registry=self._registry)
+        return made if labels else self._at_zero(made)
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Any:
         from prometheus_client import Histogram
 
         help_ = name.replace("_", " ")
-        made = Histogram(
-            f"vllm:{name}", help_, ["model_name"], buckets=buckets, registry=self._registry
-        )
-        return made.labels(self._model_name)
+        made = Histogram(f"vllm:{name}", help_, LABELS, buckets=buckets, registry=self._registry)
+        return self._at_zero(made)
+
+    def _at_zero(self, made: Any) -> Any:
+        """Shown from the start, not from the first request on."""
+        for engine in self._engines:
+            made.labels(self._model_name, engine)
+        return made
 
 
 class _Gauges:
     """What is so at the moment somebody asks."""
 
-    def __init__(self, core: EngineCore, model_name: str) -> None:
-        self._core = core
+    def __init__(self, cores: Sequence[EngineCore], model_name: str) -> None:
+        self._cores = cores
         self._model_name = model_name
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
 
-        load = self._core.load()
+        loads = [core.load() for core in self._cores]
+        alive = [core.dead is None for core in self._cores]
         values = {
-            "vllm:num_requests_running": ("Requests that are being computed", load.running),
-            "vllm:num_requests_waiting": ("Requests that wait to be computed", load.waiting),
-            "vllm:kv_cache_usage_perc": ("Used part of the KV cache, 1: all", load.kv_usage),
-            "engine:kv_blocks": ("Blocks of the KV cache", load.kv_blocks),
-            "engine:kv_blocks_free": ("Blocks of the KV cache that no request holds", load.kv_free),
+            "vllm:num_requests_running": ("Requests that are being computed", "running"),
+            "vllm:num_requests_waiting": ("Requests that wait to be computed", "waiting"),
+            "vllm:kv_cache_usage_perc": ("Used part of the KV cache, 1: all", "kv_usage"),
+            "engine:kv_blocks": ("Blocks of the KV cache", "kv_blocks"),
+            "engine:kv_blocks_free": ("Blocks of the KV cache that no request holds", "kv_free"),
         }
-        for name, (help_, value) in values.items():
-            gauge = GaugeMetricFamily(name, help_, labels=["model_name"])
-            gauge.add_metric([self._model_name], value)
+        told = {
+            name: (help_, [getattr(one, field) for one in loads])
+            for name, (help_, field) in values.items()
+        }
+        told["engine:alive"] = ("1 until a rank has failed", alive)
+        for name, (help_, numbers) in told.items():
+            gauge = GaugeMetricFamily(name, help_, labels=LABELS)
+            for engine, value in enumerate(numbers):
+                gauge.add_metric([self._model_name, str(engine)], value)
             yield gauge

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -21,7 +22,7 @@ from engine.core import EngineCore
 from engine.server import metrics
 from engine.server.app import AppConfig, create_app
 from engine.server.auth import read_key
-from engine.server.bridge import AsyncEngine
+from engine.server.replicas import Replicas, start_replicas
 from engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _exit)
     key = read_key(arguments.api_key_file, os.environ)
     listen(arguments.host, arguments.port).close()
-    core = EngineCore(config)
+    cores = start_replicas(config)
     try:
         tokenizer = Tokenizer(checkpoint_directory(config.model))
         app = AppConfig(
@@ -51,13 +52,14 @@ def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
             max_body_bytes=arguments.max_body_bytes,
             tool_format=arguments.tool_call_parser,
         )
-        server = Server(core, tokenizer, app, arguments.shutdown_timeout)
+        server = Server(cores, tokenizer, app, arguments.shutdown_timeout)
         with listen(arguments.host, arguments.port) as listener:
             logger.info("Listening on http://%s:%d", *listener.getsockname()[:2])
             server.run([listener])
         return 1 if server.engine.dead else 0
     finally:
-        core.shutdown()
+        for core in cores:
+            core.shutdown()
 
 
 class Server(uvicorn.Server):
@@ -65,11 +67,14 @@ class Server(uvicorn.Server):
     a second one ends them."""
 
     def __init__(
-        self, core: EngineCore, tokenizer: Tokenizer, config: AppConfig, drain_s: float
+        self,
+        cores: Sequence[EngineCore],
+        tokenizer: Tokenizer,
+        config: AppConfig,
+        drain_s: float,
     ) -> None:
-        counted = _metrics(core, config)
-        watch = {} if counted is None else {"watch": counted.watch}
-        self.engine = AsyncEngine(core, on_death=self._end_soon, **watch)
+        counted = _metrics(cores, config)
+        self.engine = Replicas(cores, self._end_soon, counted.watches if counted else None)
         self._drain_s = drain_s
         self._signals = 0
         app = create_app(self.engine, tokenizer, config, counted)
@@ -104,9 +109,9 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(DEATH_GRACE_S, setattr, self, "should_exit", True)
 
 
-def _metrics(core: EngineCore, config: AppConfig) -> metrics.Metrics | None:
+def _metrics(cores: Sequence[EngineCore], config: AppConfig) -> metrics.Metrics | None:
     if metrics.available():
-        return metrics.Metrics(core, config.model_names[0])
+        return metrics.Metrics(cores, config.model_names[0])
     logger.info("No /metrics: the package prometheus-client is not installed")
     return None
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import httpx
@@ -62,6 +62,17 @@ def test_flags_are_named_as_vllm_names_them() -> None:
     )
     long = parse("m", "--tensor-parallel-size", "2", "--pipeline-parallel-size", "3")
     assert engine_config(long).world_size == 6
+
+
+def test_vllms_variable_gives_the_layers_of_each_stage_where_no_flag_does() -> None:
+    variable = {"VLLM_PP_LAYER_PARTITION": "18,10"}
+    config = EngineConfig(model="m", pipeline_parallel_size=2)
+    assert config.completed(variable).pipeline_partition == (18, 10)
+    assert config.completed({}) is config
+    own = replace(config, pipeline_partition=(14, 14))
+    assert own.completed(variable) is own
+    with pytest.raises(ValueError, match="VLLM_PP_LAYER_PARTITION=half is not numbers"):
+        config.completed({"VLLM_PP_LAYER_PARTITION": "half"})
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:

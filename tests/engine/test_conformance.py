@@ -46,9 +46,11 @@ def model(checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) 
     return directory
 
 
-@pytest.fixture(scope="module")
-def served(model: Path) -> Iterator[Served]:
-    with serving(model, options={"max_num_batched_tokens": 64}) as served:
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "replicas"])
+def served(model: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    options = {"max_num_batched_tokens": 64, "data_parallel_size": request.param}
+    options |= {"distributed_executor_backend": "inproc"}
+    with serving(model, options=options) as served:
         yield served
 
 

@@ -171,6 +171,8 @@ def test_a_failed_start_leaves_no_rank(model: str) -> None:
 def test_what_the_model_does_not_allow_is_refused_before_anything_starts(model: str) -> None:
     with pytest.raises(ShapeError, match="2 attention heads cannot be split over tp=3"):
         EngineCore(config(model, tensor_parallel_size=3), SCRIPTED)
+    with pytest.raises(ShapeError, match=r"partition 1,2 must be 1 positive numbers that sum to 2"):
+        EngineCore(config(model, pipeline_partition=(1, 2)), SCRIPTED)
     with pytest.raises(ValueError, match=r"max_model_len \(65\) is more than the 64 positions"):
         EngineCore(config(model, max_model_len=MAX_POSITION + 1), SCRIPTED)
 

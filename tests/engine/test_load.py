@@ -55,8 +55,9 @@ async def wave(url: str, expected: list[str]) -> int:
 
 
 def gauge(url: str, name: str) -> float:
+    """Of all engines together."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
 
 def resident_kib(pid: int) -> int:

@@ -27,6 +27,7 @@ from engine.server import bridge
 from engine.server.app import AppConfig, create_app
 from engine.server.bridge import AsyncEngine
 from engine.server.metrics import Metrics
+from engine.server.replicas import Replicas, start_replicas
 from engine.server.version import version
 from engine.tokenizer import Tokenizer
 from tests.engine.conftest import MakeCheckpoint
@@ -38,8 +39,20 @@ CHAT = [{"role": "user", "content": "hi"}]
 @dataclass
 class Served:
     url: str
-    core: EngineCore
-    engine: AsyncEngine
+    cores: list[EngineCore]
+    engine: Replicas
+
+    @property
+    def core(self) -> EngineCore:
+        """The only one."""
+        (core,) = self.cores
+        return core
+
+    @property
+    def thread(self) -> AsyncEngine:
+        """The only one's."""
+        (engine,) = self.engine._engines
+        return engine
 
     @property
     def client(self) -> openai.OpenAI:
@@ -61,19 +74,20 @@ def serving(
     """`options` are the engine's, `app` those of AppConfig."""
     given: dict[str, Any] = {"kv_cache_memory_bytes": 8 << 20, **(options or {})}
     config = EngineConfig(model=str(model), dtype="float32", device="cpu", **given)
-    core = EngineCore(config, runner)
-    metrics = Metrics(core, "tiny")
-    engine = AsyncEngine(core, watch=metrics.watch)
+    cores = start_replicas(config, runner)
+    metrics = Metrics(cores, "tiny")
+    engine = Replicas(cores, watches=metrics.watches)
     settings = AppConfig(**{"model_names": ["tiny", "alias"], **app})
     app = create_app(engine, Tokenizer(model), settings, metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", core, engine)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", cores, engine)
         server.should_exit = True
         thread.join()
-    core.shutdown()
+    for core in cores:
+        core.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +395,7 @@ def test_a_request_whose_client_goes_is_aborted(
 def assert_aborted(scripted: Served, gate: threading.Event) -> None:
     """The step that the gate holds back ends, and is the last."""
     (request,) = scripted.core._scheduler._requests.values()
-    scripted.wait(lambda: not scripted.engine._commands.empty())
+    scripted.wait(lambda: not scripted.thread._commands.empty())
     gate.set()
     scripted.wait(lambda: not scripted.core.has_work)
     assert request.finish_reason == "abort"
@@ -400,7 +414,7 @@ def test_a_dead_engine_fails_what_runs_and_what_comes(
 
         thread = threading.Thread(target=poison)
         thread.start()
-        scripted.wait(lambda: not scripted.engine._commands.empty())
+        scripted.wait(lambda: not scripted.thread._commands.empty())
         closed_gate.set()
         events = [line for line in running.iter_lines() if line]
         thread.join()
@@ -489,16 +503,17 @@ def test_metrics_count_what_was_done(model: Path) -> None:
     with serving(model, SCRIPTED) as served:
         served.post("/v1/completions", prompt="hello", max_tokens=4, n=2)
         told = httpx.get(f"{served.url}/metrics").text
-    label = '{model_name="tiny"}'
+    label = '{engine="0",model_name="tiny"}'
     for line in (
         f"vllm:prompt_tokens_total{label} 5.0",
         f"vllm:generation_tokens_total{label} 8.0",
-        'vllm:request_success_total{finished_reason="length",model_name="tiny"} 2.0',
+        'vllm:request_success_total{engine="0",finished_reason="length",model_name="tiny"} 2.0',
         f"vllm:time_to_first_token_seconds_count{label} 2.0",
         f"vllm:inter_token_latency_seconds_count{label} 6.0",
         f"vllm:num_requests_running{label} 0.0",
         f"vllm:kv_cache_usage_perc{label} 0.0",
         f"engine:kv_blocks_free{label} 40.0",
+        f"engine:alive{label} 1.0",
     ):
         assert line in told.splitlines()
 
