@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
 from clusterctl.doctor.check import Finding
@@ -24,13 +24,13 @@ RAY_LOGS = (
 _HEADING = re.compile(r"^==> (.+) <==$", re.MULTILINE)
 
 
-def root_cause(session: Session, own: Source | None = None) -> Finding | None:
+def root_cause(session: Session, own: Sequence[Source] = ()) -> Finding | None:
     """The likeliest cause; None where no log names one.
 
-    `own`: the log of what failed. The nodes are asked for theirs only where it does not tell,
+    `own`: the logs of what failed. The nodes are asked for theirs only where they do not tell,
     for they also remember what went wrong before.
     """
-    first = [] if own is None else [own]
+    first = list(own)
     if (found := _cause(first)) is not None and found.confidence >= LIKELY:
         return found
     return _cause([*first, *collect(session)]) or found

@@ -1,37 +1,35 @@
-"""Serve a model: check all that can be checked, start the engine on the head, and call it ready
-when a real token has come back."""
+"""Serve a model: choose the engine, check all that can be checked, start it, and call it ready when
+a real token has come back."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from clusterctl import autopsy, deployments, enginepackage, keys, modelcheck
-from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
-from clusterctl.doctor.logs.reading import Source
-from clusterctl.doctor.logs.suspicion import earliest_errors
+from clusterctl import deployments, enginepackage, keys, modelcheck, software
+from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head
 from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
+from clusterctl.following import Following, PortTaken, tail
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
-from clusterctl.raycluster import ExpectedNode
 from clusterctl.secret import Secret
-from clusterctl.serving import modelfiles, native
-from clusterctl.serving.phases import kv_cache_tokens, phase_of
-from clusterctl.serving.placement import Devices, Placement, place
+from clusterctl.serving import modelfiles, native, vllm
+from clusterctl.serving.placement import Contents, Devices, Placement, place
+from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session, results
 from clusterctl.spec import ServeSpec
-from clusterctl.supervised import Liveness, Process, spec_document
+from clusterctl.supervised import Liveness, spec_document
 
 START_S = 15.0  # the supervisor looks several times a second
-KEPT_LINES = 20_000
+GROUP_STARTS = 3  # of a group whose port was taken by somebody else meanwhile
+PORTS_TRIED = 64
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -40,34 +38,46 @@ class Served:
     """What `serve` made. `generated` is the key, where none was given."""
 
     deployment: Deployment
+    plan: ServePlan
     generated: ApiKey | None
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A deployment that may start: all checks have passed."""
+    """A deployment that may start: all checks have passed. `nodes`: the members on which processes
+    are started, the head first; `ranks`: those that may hold a rank."""
 
     serve: ServeSpec
-    head: Member
+    nodes: tuple[Member, ...]
+    ranks: tuple[Member, ...]
     placement: Placement
-    package_directory: str
+    site: Site
     generation: int
-    owner: str
-    nodes: tuple[ExpectedNode, ...]
 
     @property
-    def host(self) -> str:
-        """What the API binds: the head's private address unless asked otherwise."""
-        return self.serve.host or self.head.node.address
+    def head(self) -> Member:
+        return self.nodes[0]
+
+    @property
+    def plan(self) -> ServePlan:
+        return plan(self.serve, self.placement, self.site)
 
     @property
     def url(self) -> str:
-        reached_at = self.head.node.address if self.host in EVERYWHERE else self.host
+        host = self.site.host
+        reached_at = self.head.node.address if host in EVERYWHERE else host
         return f"http://{reached_at}:{self.serve.port}/v1"
 
-    @property
-    def key_file(self) -> str:
-        return f"{self.head.link.runtime.home}/secrets/{self.serve.name}.key"
+    def again(self) -> _Start:
+        """The same once more, with another port for the group."""
+        port = _free_port(self.head, self.site.master_port + 1)
+        site = replace(self.site, master_port=port)
+        return replace(self, site=site, generation=self.generation + 1)
+
+
+def plan_serve(session: Session, spec: ServeSpec, *, report: Report = silent) -> ServePlan:
+    """What `serve` would do now. Nothing is started or changed, on any host."""
+    return _check(session, spec, enginepackage.load(), report).plan
 
 
 def serve(
@@ -86,48 +96,93 @@ def serve(
     engine then goes on.
     """
     began = time.monotonic()
+    package = package or enginepackage.load()
     report(Event("begin", "check", spec.model))
-    start = _check(session, spec, package or enginepackage.load())
-    report(Event("done", "check", f"{start.placement.executor}: {start.placement.reason}"))
+    start = _check(session, spec, package, report)
+    if start.placement.engine == native.ENGINE:
+        _deliver(session, start, package)
+    report(Event("done", "check", str(start.placement)))
     generated, key = None, spec.api_key
     if key is None:
         generated = keys.generate(session.spec.name, spec.name, env)
         key = generated.secret
-    log_offset = _tail(start.head, spec.name, None)["offset"]
-    _write(start, key)
-    _await_start(start)
-    report(Event("begin", "serve", "started"))
-    if not detach:
-        _Following(session, start, log_offset, began + spec.timeout, report).until_ready()
-    return Served(on_head(start.head, spec.name, probe=PROBE_S if not detach else 0)[0], generated)
+    _write_key(start, key)
+    if detach:
+        _begin(session, start, report)
+    else:
+        start = _until_ready(session, start, began + spec.timeout, report)
+    found = on_head(start.head, spec.name, probe=0 if detach else PROBE_S)[0]
+    return Served(found, start.plan, generated)
 
 
 # --- before anything starts ----------------------------------------------------------------------
 
 
-def _check(session: Session, spec: ServeSpec, package: EnginePackage) -> _Start:
+def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Report) -> _Start:
     nodes = members(session)
     head = nodes[0]
     every = on_head(head, probe=0)
     before = _same_name(every, spec)
+    running = [one for one in every if not one.ended]
     devices = Devices(
         {member.name: member.node.devices for member in nodes},
         head.name,
-        sum(one.devices for one in every if not one.ended),
+        sum(one.devices for one in running),
+        head.node.device_kind,
     )
-    placement = place(spec, devices)
-    _not_on_the_same_gpus(head, placement, [one for one in every if not one.ended])
-    used = nodes if placement.executor == "ray" else nodes[:1]
-    directory = _deliver(session, used, package, ray=placement.executor == "ray")
+    contents = software.contents(session, nodes, spec, report)
+    placement = place(spec, devices, contents)
+    _not_on_the_same_gpus(head, placement, running)
+    _check_sizes_known(spec, placement, contents, head)
+    started = tuple(member for member in nodes if member.name in placement.nodes)
+    ranks = nodes if placement.executor == "ray" else started
     if modelfiles.kind_of(spec.model) == "path":
-        modelcheck.check_files(session, used, spec.model)
-        modelcheck.check_split(head, spec, directory)
-    owner = native.owner(session.spec.name, spec.name)
-    generation = before.generation + 1 if before else 1
-    expected = tuple(member.node for member in nodes)
-    start = _Start(spec, head, placement, directory, generation, owner, expected)
+        modelcheck.check_files(session, ranks, spec.model)
+        modelcheck.check_split(head, spec, placement.engine)
+    site = _site(session, spec, started, package)
+    start = _Start(spec, started, ranks, placement, site, before.generation + 1 if before else 1)
     _check_port(start)
     return start
+
+
+def _site(
+    session: Session, spec: ServeSpec, nodes: Sequence[Member], package: EnginePackage
+) -> Site:
+    head = nodes[0]
+    home = head.link.runtime.home
+    return Site(
+        addresses={member.name: member.node.address for member in nodes},
+        package_directory=f"{home}/{package.name}",
+        key_file=f"{home}/secrets/{spec.name}.key",
+        ray_address=head.ray_address,
+        host=spec.host or head.node.address,  # private, unless asked otherwise
+        owner=native.owner(session.spec.name, spec.name),
+        master_port=_free_port(head, vllm.MASTER_PORT) if len(nodes) > 1 else vllm.MASTER_PORT,
+    )
+
+
+def _free_port(head: Member, first: int) -> int:
+    for port in range(first, first + PORTS_TRIED):
+        if ask(head, "port", head.node.address, str(port)):
+            return port
+    raise PreflightFailed(
+        f"no port of {first}-{first + PORTS_TRIED - 1} is free for the ranks to meet at",
+        host=head.name,
+        hint=f"ss -ltnp on {head.name} shows who holds them",
+    )
+
+
+def _check_sizes_known(
+    spec: ServeSpec, placement: Placement, contents: Contents, head: Member
+) -> None:
+    if placement.engine != vllm.ENGINE or contents.vllm is None:
+        return
+    if unknown := vllm.unknown_sizes(spec, contents.vllm):
+        raise PreflightFailed(
+            f"vLLM {contents.version('vllm')} in image {head.container.image} does not know "
+            f"{', '.join(unknown)}",
+            hint="use an image with a newer vLLM",
+        )
 
 
 def _not_on_the_same_gpus(
@@ -155,27 +210,24 @@ def _same_name(every: Sequence[Deployment], spec: ServeSpec) -> Deployment | Non
     return before
 
 
-def _deliver(
-    session: Session, nodes: Sequence[Member], package: EnginePackage, *, ray: bool
-) -> str:
-    """The engine on every node that may hold a rank; its directory on the head."""
-    wanted = enginepackage.requirements(ray=ray)
-    by_name = {member.name: member for member in nodes}
+def _deliver(session: Session, start: _Start, package: EnginePackage) -> None:
+    """The engine on every node that may hold a rank."""
+    wanted = enginepackage.requirements(ray=start.placement.executor == "ray")
+    by_name = {member.name: member for member in start.ranks}
 
-    def deliver(name: str) -> str:
+    def deliver(name: str) -> None:
         runtime, container = by_name[name].link.runtime, by_name[name].container
         enginepackage.check(runtime, container.id, wanted, image=container.image)
-        return enginepackage.deliver(runtime, container.id, package)
+        enginepackage.deliver(runtime, container.id, package)
 
-    found = results(fan_out(by_name, deliver, limit=session.spec.limits.parallel_hosts))
-    return found[nodes[0].name]
+    results(fan_out(by_name, deliver, limit=session.spec.limits.parallel_hosts))
 
 
 def _check_port(start: _Start) -> None:
-    port = start.serve.port
-    if not ask(start.head, "port", start.host, str(port)):
+    host, port = start.site.host, start.serve.port
+    if not ask(start.head, "port", host, str(port)):
         raise PreflightFailed(
-            f"{start.host}:{port} cannot be bound: the port is in use, or the address is not here",
+            f"{host}:{port} cannot be bound: the port is in use, or the address is not here",
             host=start.head.name,
             hint=f"choose another one: --port {port + 1}",
         )
@@ -184,60 +236,90 @@ def _check_port(start: _Start) -> None:
 # --- starting ------------------------------------------------------------------------------------
 
 
-def _write(start: _Start, key: Secret) -> None:
-    deployments.put(start.head, start.key_file, key.reveal().encode() + b"\n", mode=0o600)
-    deployments.put_json(start.head, start.serve.name, "info.json", _info(start))
-    deployments.put_json(start.head, start.serve.name, "spec.json", _spec(start))
+def _write_key(start: _Start, key: Secret) -> None:
+    deployments.put(start.head, start.site.key_file, key.reveal().encode() + b"\n", mode=0o600)
 
 
-def _info(start: _Start) -> dict[str, Any]:
-    """What the supervisor need not know and `ps` must."""
+def _until_ready(session: Session, start: _Start, deadline: float, report: Report) -> _Start:
+    """Starts it, as often as somebody takes the group's port first; what it was that got ready."""
+    for attempt in range(1, GROUP_STARTS + 1):
+        following = _begin(session, start, report)
+        try:
+            following.until_ready(deadline, start.serve.timeout)
+        except PortTaken as taken:
+            if attempt == GROUP_STARTS:
+                raise
+            report(Event("warn", "serve", f"{taken.message}; once more with another"))
+            start = start.again()
+        except NotReady:
+            raise
+        except ClusterctlError:
+            _end_the_others(session, start)
+            raise
+        else:
+            break
+    _put_info(start, following)
+    return start
+
+
+def _begin(session: Session, start: _Start, report: Report) -> Following:
+    """Every node's supervisor is told its process; the head, which leads, comes last."""
+    by_name = {member.name: member for member in start.nodes}
+    name = start.serve.name
+    offsets = {node: tail(member, name, None)["offset"] for node, member in by_name.items()}
+    _put_info(start, None)
+    for node in start.plan.processes:
+        deployments.put_json(by_name[node], name, "spec.json", _spec(start, node))
+    for member in start.nodes:
+        _await_start(member, name, start.generation)
+    report(Event("begin", "serve", "started"))
+    return Following(session, start.nodes, name, offsets, report)
+
+
+def _put_info(start: _Start, ready: Following | None) -> None:
+    """What the supervisor need not know and `ps` must. The record is the head's: any client reads
+    the same."""
     serve = start.serve
-    return {
+    info = {
         "model": serve.model,
-        "engine": native.ENGINE,
+        "engine": start.placement.engine,
         "executor": start.placement.executor,
         "tp": serve.tp,
         "pp": serve.pp,
+        "dp": serve.dp,
+        "nodes": list(start.placement.nodes),
         "url": start.url,
-        "address": start.host,
+        "address": start.site.host,
         "port": serve.port,
-        "api_key_file": start.key_file,
-        "kv_cache_tokens": None,
-        "ready_generation": None,
+        "api_key_file": start.site.key_file,
+        "kv_cache_tokens": ready.kv_cache_tokens if ready else None,
+        "ready_generation": start.generation if ready else None,
     }
+    deployments.put_json(start.head, serve.name, "info.json", info)
 
 
-def _spec(start: _Start) -> dict[str, Any]:
-    argv = native.argv(
-        start.serve,
-        executor=start.placement.executor,
-        host=start.host,
-        api_key_file=start.key_file,
-    )
-    env = native.env(
-        start.owner,
-        package_directory=start.package_directory,
-        ray_address=start.head.ray_address,
-    )
+def _spec(start: _Start, node: str) -> dict[str, Any]:
+    """What this node's supervisor is told."""
+    over_ray = start.placement.executor == "ray"
     return spec_document(
         start.serve.name,
         start.generation,
-        Process(argv, env),
-        owner=start.owner,
-        nodes=start.nodes if start.placement.executor == "ray" else (),
-        liveness=Liveness(start.url, start.key_file),
+        start.plan.processes[node],
+        owner=start.site.owner,
+        group=start.placement.nodes if start.plan.is_group else (),
+        nodes=[member.node for member in start.ranks] if over_ray else (),
+        liveness=Liveness(start.url, start.site.key_file) if node == start.head.name else None,
     )
 
 
-def _await_start(start: _Start) -> None:
+def _await_start(member: Member, name: str, generation: int) -> None:
     deadline = time.monotonic() + START_S
-    while not _is_ours(_tail(start.head, start.serve.name, None)["state"], start.generation):
+    while not _is_ours(tail(member, name, None)["state"], generation):
         if time.monotonic() > deadline:
             raise NotReady(
-                f"the supervisor did not take up {start.serve.name} within {START_S:.0f} s",
-                host=start.head.name,
-                hint=f"clusterctl logs --hosts {start.head.name}",
+                f"the supervisor did not take up {name} within {START_S:.0f} s",
+                host=member.name,
+                hint=f"clusterctl logs --hosts {member.name}",
             )
         time.sleep(POLL_S)
 
@@ -246,86 +328,7 @@ def _is_ours(state: Mapping[str, Any] | None, generation: int) -> bool:
     return state is not None and state["generation"] == generation
 
 
-def _tail(head: Member, name: str, offset: int | None) -> dict[str, Any]:
-    """State and new log lines; with offset None the end of the log, and no lines."""
-    where = "end" if offset is None else str(offset)
-    said: dict[str, Any] = ask(head, "tail", root(head), name, where)
-    return said
-
-
-# --- until it is ready ---------------------------------------------------------------------------
-
-
-class _Following:
-    """Reads the log of all ranks until a token came back, the engine failed, or time is up."""
-
-    def __init__(
-        self, session: Session, start: _Start, offset: int, deadline: float, report: Report
-    ) -> None:
-        self._session = session
-        self._start = start
-        self._offset = offset
-        self._deadline = deadline
-        self._report = report
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._phase = "starting"
-        self._serving = False
-
-    def until_ready(self) -> None:
-        while not self._ready():
-            if time.monotonic() > self._deadline:
-                raise self._too_slow()
-            time.sleep(POLL_S)
-        self._record()
-        self._report(Event("done", "serve", "a completion came back"))
-
-    def _ready(self) -> bool:
-        head, name = self._start.head, self._start.serve.name
-        said = _tail(head, name, self._offset)
-        self._offset = said["offset"]
-        self._take(said["text"].splitlines())
-        if said["state"]["state"] in ("failed", "stopped"):
-            raise self._failure(said["state"])
-        return self._serving and on_head(head, name, probe=PROBE_S)[0].state == "ready"
-
-    def _take(self, lines: Sequence[str]) -> None:
-        self._lines.extend(lines)
-        for line in lines:
-            if phase := phase_of(line):
-                self._phase = phase.detail
-                self._serving = self._serving or phase.name == "serving"
-                done, total = phase.done, phase.total
-                self._report(Event("progress", "serve", phase.detail, done=done, total=total))
-
-    def _record(self) -> None:
-        """The record is the head's: any other client reads the same."""
-        info = _info(self._start) | {
-            "kv_cache_tokens": kv_cache_tokens(self._lines),
-            "ready_generation": self._start.generation,
-        }
-        deployments.put_json(self._start.head, self._start.serve.name, "info.json", info)
-
-    def _failure(self, state: Mapping[str, Any]) -> ClusterctlError:
-        name = self._start.serve.name
-        if state["state"] == "stopped":
-            return ClusterctlError(f"deployment {name} was stopped while it started")
-        errors = earliest_errors(self._lines) or list(self._lines)[-3:] or ["it printed nothing"]
-        lines = "\n".join(f"  {line}" for line in errors)
-        message = f"deployment {name} failed (exit code {state['exit_code']}):\n{lines}"
-        head, hint = self._start.head.name, None
-        log = Source(f"log of {name}", "\n".join(self._lines).encode(), head)
-        if (found := autopsy.root_cause(self._session, log)) is not None:
-            message += f"\n{autopsy.told(found)}"
-            hint = found.fix
-        return ClusterctlError(
-            message, host=head, hint=hint or f"clusterctl logs --hosts {head} shows all of its log"
-        )
-
-    def _too_slow(self) -> NotReady:
-        name, timeout = self._start.serve.name, self._start.serve.timeout
-        return NotReady(
-            f"deployment {name} was not ready within {timeout:.0f} s; it goes on, last seen: "
-            f"{self._phase}",
-            host=self._start.head.name,
-            hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
-        )
+def _end_the_others(session: Session, start: _Start) -> None:
+    """A rank that has lost its peers does not always end by itself."""
+    if start.plan.is_group:
+        deployments.ask_to_stop(session, start.nodes, start.serve.name)

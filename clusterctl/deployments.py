@@ -82,8 +82,7 @@ def stop(
     every = on_head(head, probe=0)
     target = choose(every, name)
     report(Event("begin", "stop", target.name))
-    spec = read_json(head, target.name, "spec.json")
-    put_json(head, target.name, "spec.json", {**spec, "stop": True})
+    ask_to_stop(session, nodes, target.name)
     deadline = time.monotonic() + timeout
     while left := _left(session, nodes, target, every):
         report(Event("progress", "stop", left))
@@ -96,6 +95,17 @@ def stop(
         time.sleep(POLL_S)
     report(Event("done", "stop", f"{target.name}: no process, port {target.port} free"))
     return on_head(head, target.name, probe=0)[0]
+
+
+def ask_to_stop(session: Session, nodes: Sequence[Member], name: str) -> None:
+    """Every node that keeps a process of the deployment is told to end it."""
+    by_name = {member.name: member for member in nodes}
+
+    def tell(node: str) -> None:
+        if spec := read_json(by_name[node], name, "spec.json"):
+            put_json(by_name[node], name, "spec.json", {**spec, "stop": True})
+
+    results(fan_out(by_name, tell, limit=session.spec.limits.parallel_hosts))
 
 
 def choose(every: Sequence[Deployment], name: str | None) -> Deployment:

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from clusterctl.errors import PreflightFailed
 from clusterctl.fanout import fan_out
 from clusterctl.members import Member
-from clusterctl.serving import modelfiles, native
+from clusterctl.planner import legality
+from clusterctl.planner.memory import Split
+from clusterctl.serving import modelfiles
 from clusterctl.serving.modelfiles import ModelFiles
+from clusterctl.serving.placement import Engine
 from clusterctl.session import Session, results
 from clusterctl.spec import ServeSpec
 
@@ -68,13 +71,16 @@ def _check_equal(found: Mapping[str, ModelFiles], model: str) -> None:
             )
 
 
-def check_split(head: Member, serve: ServeSpec, package_directory: str) -> None:
-    """Raises PreflightFailed with the legal sizes; the rule is the engine's own."""
-    sizes = [serve.model, str(serve.tp), str(serve.pp)]
-    argv = ["python3", "-c", native.SPLIT_CHECK, *sizes, *serve.extra]
-    fault = head.link.runtime.exec(
-        head.container.id, argv, env={"PYTHONPATH": package_directory}
-    ).stdout.strip()
-    if fault:
-        hint = "choose --tp or --pp among the legal sizes" if "legal" in fault else None
-        raise PreflightFailed(fault, host=head.name, hint=hint)
+def check_split(head: Member, serve: ServeSpec, engine: Engine) -> None:
+    """Raises PreflightFailed with every reason why the model cannot be split as asked."""
+    config = head.link.runtime.read_file(head.container.id, f"{serve.model}/config.json")
+    if config is None:
+        return  # a GGUF file alone: the engine reads its sizes itself
+    experts = serve.tp * serve.dp if serve.expert_parallel else 1
+    split = Split(serve.tp, serve.pp, serve.dp, experts, serve.dcp)
+    if faults := legality.config_faults(config, split, engine):
+        raise PreflightFailed(
+            "; ".join(faults),
+            host=head.name,
+            hint="clusterctl plan shows the sizes that suit the model",
+        )

@@ -145,12 +145,19 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """One deployment as asked for. `extra` is what stood after `--`, untouched."""
+    """One deployment as asked for. `extra` is what stood after `--`, untouched.
+
+    `dp` replicas of tp x pp ranks behind one address; `ep`: the experts lie whole on the ranks, not
+    in slices; `dcp`: a token's cache is spread over so many tensor ranks.
+    """
 
     model: str
     name: str
     tp: int = 1
     pp: int = 1
+    dp: int = 1
+    ep: bool = False
+    dcp: int = 1
     engine: Literal["auto", "native", "vllm"] = "auto"
     executor: Literal["auto", "ray", "mp", "inproc"] = "auto"
     dtype: str = "auto"
@@ -161,3 +168,17 @@ class ServeSpec:
     api_key: Secret | None = None
     timeout: float = 600.0
     extra: tuple[str, ...] = field(default=())
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def expert_parallel(self) -> bool:
+        """By our flag or by the engine's own."""
+        return self.ep or bool({"-ep", "--enable-expert-parallel"} & set(self.extra))
+
+    @property
+    def sizes(self) -> str:
+        """For people: tp=2 x pp=2."""
+        return f"tp={self.tp} x pp={self.pp}" + (f" x dp={self.dp}" if self.dp > 1 else "")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from clusterctl import console
 from clusterctl.errors import ConfigError
-from clusterctl.options import ClusterName, ConfigFile, Json, load_spec
+from clusterctl.options import ClusterName, ConfigFile, DryRun, Json, load_spec
+from clusterctl.serving.phases import BLOCK_TOKENS
 from clusterctl.spec import ServeSpec
+from clusterctl.transport.base import shell_line
 
 if TYPE_CHECKING:
     from clusterctl.deploy import Served
     from clusterctl.keys import ApiKey
+    from clusterctl.serving.plan import ServePlan
 
 
 def serve(
@@ -42,6 +46,22 @@ def serve(
     pp: Annotated[
         int, typer.Option("--pp", metavar="N", min=1, help="Pipeline parallel size.")
     ] = ServeSpec.pp,
+    dp: Annotated[
+        int, typer.Option("--dp", metavar="N", min=1, help="Replicas behind one address (vLLM).")
+    ] = ServeSpec.dp,
+    ep: Annotated[
+        bool, typer.Option("--ep", help="Experts whole on the ranks, not in slices (vLLM).")
+    ] = ServeSpec.ep,
+    dcp: Annotated[
+        int,
+        typer.Option(
+            "--dcp", metavar="N", min=1, help="Tensor ranks that share a token's cache (vLLM)."
+        ),
+    ] = ServeSpec.dcp,
+    engine: Annotated[
+        Literal["auto", "native", "vllm"],
+        typer.Option("--engine", help="What serves; auto: vLLM where the image has it, on GPUs."),
+    ] = ServeSpec.engine,
     executor: Annotated[
         Literal["auto", "ray", "mp", "inproc"],
         typer.Option("--executor", help="What carries the ranks."),
@@ -84,6 +104,7 @@ def serve(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the engine has been started.")
     ] = False,
+    dry_run: DryRun = False,
     config: ConfigFile = None,
     cluster: ClusterName = None,
     as_json: Json = False,
@@ -93,6 +114,7 @@ def serve(
     \b
       clusterctl serve /models/SmolLM2-135M-Instruct --pp 2
       clusterctl serve meta-llama/Llama-3.1-70B --tp 8 --pp 2 -- --max-num-seqs 128
+      clusterctl serve meta-llama/Llama-3.1-70B --engine vllm --executor mp --tp 8 --pp 2 --dry-run
     """
     from clusterctl import deploy, keys
     from clusterctl.session import Session
@@ -104,6 +126,10 @@ def serve(
         name=name or deployment_name(model),
         tp=tp,
         pp=pp,
+        dp=dp,
+        ep=ep,
+        dcp=dcp,
+        engine=engine,
         executor=executor,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -117,13 +143,19 @@ def serve(
     spec = load_spec(config=config, cluster=cluster)
     try:
         with console.progress() as report, Session.connect(spec, report=report) as session:
-            served = deploy.serve(session, asked, detach=detach, report=report)
+            if dry_run:
+                planned = deploy.plan_serve(session, asked, report=report)
+            else:
+                served = deploy.serve(session, asked, detach=detach, report=report)
     except KeyboardInterrupt:
         console.note(
             f"no longer following; if the engine has started, it goes on. "
             f"clusterctl ps shows it, clusterctl stop {asked.name} ends it"
         )
         raise
+    if dry_run:
+        show_plan(planned, as_json=as_json)
+        return
     show(asked, served, key or served.generated, as_json=as_json)
 
 
@@ -141,6 +173,38 @@ def checked_flags(flags: list[str]) -> tuple[str, ...]:
     return tuple(flags)
 
 
+def plan_document(plan: ServePlan) -> dict[str, Any]:
+    """What runs where and why; no secret is in it, for the engine gets its key from a file."""
+    placement = plan.placement
+    return {
+        "engine": placement.engine,
+        "engine_reason": placement.why_engine,
+        "executor": placement.executor,
+        "executor_reason": placement.why_executor,
+        "processes": [
+            {"node": node, **asdict(process)} for node, process in plan.processes.items()
+        ],
+    }
+
+
+def show_plan(plan: ServePlan, *, as_json: bool) -> None:
+    if as_json:
+        console.json({"schema_version": console.SCHEMA_VERSION, **plan_document(plan)})
+        return
+    show_choice(plan)
+    for node, process in plan.processes.items():
+        secrets = [f'{name}="$(cat {file})"' for name, file in process.env_files.items()]
+        env = shell_line([f"{name}={value}" for name, value in process.env.items()])
+        console.line(f"\n# {node}")
+        console.line(" ".join(["env", *secrets, env, shell_line(process.argv)]))
+
+
+def show_choice(plan: ServePlan) -> None:
+    placement = plan.placement
+    console.line(f"engine:   {placement.engine} ({placement.why_engine})")
+    console.line(f"executor: {placement.executor} ({placement.why_executor})")
+
+
 def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool) -> None:
     deployment = served.deployment
     if as_json:
@@ -148,12 +212,14 @@ def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool)
             "kv_cache_tokens": deployment.kv_cache_tokens,
             "api_key_file": str(key.file) if key and key.file else None,
         }
-        record = deployment.document() | extra
+        record = deployment.document() | plan_document(served.plan) | extra
         console.json({"schema_version": console.SCHEMA_VERSION, "deployment": record})
         return
     console.line(f"{deployment.name}: {deployment.state}, {deployment.url}")
-    if deployment.kv_cache_tokens is not None:
-        console.line(f"KV cache: {deployment.kv_cache_tokens:,} tokens")
+    show_choice(served.plan)
+    if (tokens := deployment.kv_cache_tokens) is not None:
+        blocks = tokens // BLOCK_TOKENS
+        console.line(f"KV cache: {tokens:,} tokens = {blocks:,} blocks x {BLOCK_TOKENS}")
     if served.generated is not None:
         console.line(f"API key: {served.generated.secret.reveal()}")
         console.line(f"         generated, shown this once, kept in {served.generated.file}")

@@ -7,7 +7,9 @@ Keeps `ray start` and ends with its exit code, so that Docker's restart policy d
 next to this one: what Ray says of a node can then be told from what it said of an earlier life.
 Beside it, everything under deployments/ next to this file:
 
-    deployments/NAME/spec.json   written from outside: {"name", "argv", "env", "generation", "stop"}
+    deployments/NAME/spec.json   written from outside: {"name", "argv", "env", "env_files",
+                                 "generation", "stop"}; env_files: variables and the files that hold
+                                 their values
     deployments/NAME/state.json  written here: {"name", "state", "pid", "started_at", "exit_code",
                                  "generation"}, state starting|running|stopped|failed
     deployments/NAME/log         what it printed, also on our own stdout behind "[NAME] "
@@ -113,6 +115,7 @@ class Wanted:
 
     argv: list[str]
     env: dict[str, str]
+    env_files: dict[str, str]
     generation: int
     stop: bool
 
@@ -158,7 +161,9 @@ class Deployment:
         try:
             self.group = self._start(wanted)
         except OSError as error:
-            self._print(f"{wanted.argv[0]}: {error.strerror}\n".encode(), self._log())
+            self._print(
+                f"{error.filename or wanted.argv[0]}: {error.strerror}\n".encode(), self._log()
+            )
             self._ended("failed", 127)
             return
         self._write("running", pid=self.group.process.pid)
@@ -167,7 +172,7 @@ class Deployment:
     def _start(self, wanted: Wanted) -> Group:
         return Group(
             wanted.argv,
-            env={**os.environ, **wanted.env},
+            env={**os.environ, **wanted.env, **read_files(wanted.env_files)},
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -206,7 +211,7 @@ class Deployment:
         if spec is None:
             return None
         env, stop = spec.get("env", {}), spec.get("stop", False)
-        return Wanted(spec["argv"], env, spec["generation"], stop)
+        return Wanted(spec["argv"], env, spec.get("env_files", {}), spec["generation"], stop)
 
     def _write(self, state: str, *, pid: int | None = None, exit_code: int | None = None) -> None:
         content = {
@@ -229,6 +234,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return content
+
+
+def read_files(files: dict[str, str]) -> dict[str, str]:
+    return {name: Path(file).read_text().strip() for name, file in files.items()}
 
 
 def wait_for(address: str) -> None:

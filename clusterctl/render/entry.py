@@ -13,7 +13,7 @@ from clusterctl.render.declared import Containers
 from clusterctl.render.document import Asked
 from clusterctl.render.templates import shell_words
 from clusterctl.serving import native, vllm
-from clusterctl.serving.placement import Executor
+from clusterctl.serving.plan import BACKENDS
 from clusterctl.serving.vllm import GroupNode
 
 # Stand-ins for what is only known where the script runs; no value can hold a NUL.
@@ -26,8 +26,6 @@ while (alive := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[1]):
     print(f"{alive}/{sys.argv[1]} nodes have joined Ray", flush=True)
     time.sleep(5)
 """
-
-_BACKENDS: Mapping[Executor, vllm.Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def engine_argv(asked: Asked, member: Member) -> tuple[str, ...]:
     if serve.engine == native.ENGINE:
         return native.argv(serve, executor=asked.executor, host=host, api_key_file=None)
     group = GroupNode(nodes, member.rank, member.head) if asked.without_ray and nodes > 1 else None
-    return vllm.argv(serve, backend=_BACKENDS[asked.executor], host=host, node=group)
+    return vllm.argv(serve, backend=BACKENDS[asked.executor], host=host, node=group)
 
 
 def _check_carried(asked: Asked) -> None:

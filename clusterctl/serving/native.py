@@ -10,19 +10,6 @@ from clusterctl.spec import ServeSpec
 ENGINE = "native"
 DEPLOYMENT_VARIABLE = "ENGINE_DEPLOYMENT"
 
-# Whether a model can be split as asked is the engine's own rule; it needs no torch to answer.
-SPLIT_CHECK = """
-import sys
-from pathlib import Path
-from engine.shapes import ShapeError, read_shape
-try:
-    directory, tp, pp, *flags = sys.argv[1:]
-    whole_experts = bool({"-ep", "--enable-expert-parallel"} & set(flags))
-    read_shape(Path(directory)).check_split(int(tp), int(pp), whole_experts)
-except ShapeError as error:
-    print(error)
-"""
-
 
 def served_name(serve: ServeSpec) -> str:
     """What clients write into `model`: as asked, else the model as it was typed, as vLLM does."""
@@ -42,6 +29,7 @@ def argv(
         *("--served-model-name", served_name(serve)),
         *("--tensor-parallel-size", str(serve.tp)),
         *("--pipeline-parallel-size", str(serve.pp)),
+        *(("--enable-expert-parallel",) if serve.ep else ()),
         *("--distributed-executor-backend", executor),
         *("--dtype", serve.dtype),
         *length,

@@ -3,12 +3,15 @@
 node   Debian, Python, torch, Ray and what the engine needs (templates/Dockerfile.node)
 noray  Debian and Python
 empty  one static busybox
+vllm   node, with vLLM for CPUs (templates/Dockerfile.vllm): only built when it is asked for
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import host as hosts
@@ -20,12 +23,16 @@ from .shell import run, say, wait_until
 
 NORAY_IMAGE = "infercluster-noray"
 EMPTY_IMAGE = "infercluster-empty"
+VLLM_IMAGE = "infercluster-vllm"
 IMAGES = (NODE_IMAGE, NORAY_IMAGE, EMPTY_IMAGE)
 BASE_PACKAGES = "python3,procps,iproute2,busybox-static"
+COMPILER = "g++,python3-dev"  # torch.compile writes C++
 DOCKERFILE = REPOSITORY / "templates" / "Dockerfile.node"
+VLLM_DOCKERFILE = REPOSITORY / "templates" / "Dockerfile.vllm"
 WHEELHOUSE = REPOSITORY / "scripts" / "wheelhouse"
 STORAGE = CACHE / "registry"
 BUILT = CACHE / "images.key"
+VLLM_BUILT = CACHE / "vllm.key"
 WHEELS_MINUTES = 30
 BUILD_MINUTES = 30
 
@@ -79,40 +86,75 @@ def registry_answers(testbed: Testbed) -> bool:
 
 def build_images(testbed: Testbed) -> None:
     """Build and push all three, unless the ones in the registry come from the same recipe."""
-    wheels = Path(run([WHEELHOUSE], timeout=WHEELS_MINUTES * 60).strip())
-    recipe = _recipe_key(wheels)
-    if BUILT.exists() and BUILT.read_text() == recipe:
+    wheels = _wheels()
+    recipe = _recipe_key(wheels, BASE_PACKAGES, DOCKERFILE)
+    if _is_built(BUILT, recipe):
         return
     say("building the node image (some minutes, once)")
-    base = debootstrap(BASE_PACKAGES)
+    names = {"noray": testbed.image(NORAY_IMAGE), "node": testbed.image(NODE_IMAGE)}
+    empty = testbed.image(EMPTY_IMAGE)
+    with _builder(testbed, BASE_PACKAGES, wheels) as builder:
+        _build(builder, names, DOCKERFILE)
+        _shell(builder, IMPORT_EMPTY.format(empty=empty))
+        _push(builder, [*names.values(), empty])
+    BUILT.write_text(recipe)
+
+
+def build_vllm(testbed: Testbed) -> str:
+    """The image with vLLM, built and pushed unless it is there already; its name."""
+    wheels = _wheels("vllm")
+    image = testbed.image(VLLM_IMAGE)
+    packages = f"{BASE_PACKAGES},{COMPILER}"
+    recipe = _recipe_key(wheels, packages, VLLM_DOCKERFILE)
+    if not _is_built(VLLM_BUILT, recipe):
+        say("building the image with vLLM (some minutes, once)")
+        with _builder(testbed, packages, wheels) as builder:
+            _build(builder, {"noray": "base", "node": image}, VLLM_DOCKERFILE)
+            _push(builder, [image])
+        VLLM_BUILT.write_text(recipe)
+    return image
+
+
+def _wheels(*engine: str) -> Path:
+    return Path(run([WHEELHOUSE, *engine], timeout=WHEELS_MINUTES * 60).strip())
+
+
+def _is_built(mark: Path, recipe: str) -> bool:
+    return mark.exists() and mark.read_text() == recipe
+
+
+@contextmanager
+def _builder(testbed: Testbed, packages: str, wheels: Path) -> Iterator[Host]:
+    """A host of its own, with a fresh Debian and the wheels at hand."""
+    base = debootstrap(packages)
     builder = testbed.builder()
     try:
         hosts.boot(builder, {"/mnt/base": base, "/mnt/wheels": wheels})
-        _build_on(builder)
-        BUILT.write_text(recipe)
+        yield builder
     finally:
         hosts.erase(builder)
         discard(base)
 
 
-def _build_on(builder: Host) -> None:
-    image = builder.testbed.image
-    names = {"noray": image(NORAY_IMAGE), "empty": image(EMPTY_IMAGE), "node": image(NODE_IMAGE)}
-    for script, stdin in (
-        (IMPORT_BASE, b""),
-        (IMPORT_EMPTY, b""),
-        (BUILD_NODE, DOCKERFILE.read_bytes()),
-    ):
-        line = ["/bin/sh", "-c", script.format(**names)]
-        hosts.enter(builder, line, stdin=stdin, timeout=BUILD_MINUTES * 60)
-    for name in names.values():
-        hosts.docker(builder, "push", name, timeout=BUILD_MINUTES * 60)
+def _build(builder: Host, names: Mapping[str, str], dockerfile: Path) -> None:
+    _shell(builder, IMPORT_BASE.format(**names))
+    _shell(builder, BUILD_NODE.format(**names), dockerfile.read_bytes())
 
 
-def _recipe_key(wheels: Path) -> str:
+def _shell(builder: Host, script: str, stdin: bytes = b"") -> None:
+    line = ["/bin/sh", "-c", script]
+    hosts.enter(builder, line, stdin=stdin, timeout=BUILD_MINUTES * 60)
+
+
+def _push(builder: Host, images: Iterable[str]) -> None:
+    for image in images:
+        hosts.docker(builder, "push", image, timeout=BUILD_MINUTES * 60)
+
+
+def _recipe_key(wheels: Path, packages: str, dockerfile: Path) -> str:
     """Changes when an image would. The directory of wheels is named by what was asked for."""
-    scripts = [SUITE, BASE_PACKAGES, IMPORT_BASE, IMPORT_EMPTY, BUILD_NODE]
-    recipe = "\n".join([*scripts, DOCKERFILE.read_text(), wheels.name])
+    scripts = [SUITE, packages, IMPORT_BASE, IMPORT_EMPTY, BUILD_NODE]
+    recipe = "\n".join([*scripts, dockerfile.read_text(), wheels.name])
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 

@@ -31,6 +31,12 @@ def up(testbed: Testbed, count: int) -> None:
             files.write_all(testbed, there)
 
 
+def build_vllm(testbed: Testbed) -> str:
+    with _locked(testbed):
+        _foundations(testbed)
+        return images.build_vllm(testbed)
+
+
 def _foundations(testbed: Testbed) -> None:
     testbed.models.mkdir(parents=True, exist_ok=True)
     testbed.subnet_file.write_text(f"{testbed.subnet}\n")

@@ -27,13 +27,25 @@ from tests.fakes import FakeRuntime, Says, result_of
 
 SUPERVISOR = Path(__file__).parents[2] / "clusterctl/remote/supervisor.py"
 
-# What `engine serve` looks like from outside. The model's directory says how it behaves.
+# What `engine serve` and `vllm serve` look like from outside. The model's directory says how they
+# behave.
 STUB_MAIN = """
-import http.server, json, sys, time
+import http.server, json, os, sys, time
 from pathlib import Path
 model = Path(sys.argv[2])
 flags = dict(zip(sys.argv[3::2], sys.argv[4::2]))
-key = Path(flags["--api-key-file"]).read_text().strip()
+if "--headless" in sys.argv:
+    while not (model / "headless_breaks").exists():
+        time.sleep(0.05)
+    print("ValueError: the headless rank broke", flush=True)
+    sys.exit(4)
+if (model / "port_taken").exists():
+    (model / "port_taken").unlink()
+    print(f"RuntimeError: The server socket has failed to listen. port: {flags['--master-port']}, "
+          "useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use")
+    sys.exit(1)
+file = flags.get("--api-key-file")
+key = Path(file).read_text().strip() if file else os.environ["VLLM_API_KEY"]
 print("INFO Loading safetensors shard 1/2", flush=True)
 print("(RankActor pid=7, ip=127.0.0.3) INFO Loading safetensors shard 2/2", flush=True)
 if (model / "breaks").exists():
@@ -67,21 +79,18 @@ print("INFO Application startup complete.", flush=True)
 server.serve_forever()
 """
 
-STUB_SHAPES = """
-class ShapeError(ValueError): pass
-def read_shape(path): return Shape()
-class Shape:
-    def check_split(self, tp, pp, expert_parallel):
-        if 9 % tp: raise ShapeError(f"9 attention heads cannot be split over tp={tp} (legal: 1, 3)")
-"""
-
 STUB = EnginePackage(
     (
         ("engine/__init__.py", b""),
         ("engine/__main__.py", STUB_MAIN.encode()),
-        ("engine/shapes.py", STUB_SHAPES.encode()),
     )
 )
+
+STUB_VLLM_HELP = """
+if sys.argv[2].startswith("--help"):
+    print("--nnodes NNODES, -n NNODES  --headless, --no-headless  --data-parallel-size")
+    sys.exit()
+"""
 
 
 class DirectoryRuntime(FakeRuntime):
@@ -119,7 +128,9 @@ class DirectoryRuntime(FakeRuntime):
         if argv[0] == "ray":
             said = Says(self.ray_status)
         else:
-            said = self._run(argv, stdin, {**os.environ, **(env or {})})
+            inside = {"PATH": f"{self.home}/bin:{os.environ['PATH']}"}
+            inside["PYTHONPATH"] = f"{self.home}/site"
+            said = self._run(argv, stdin, {**os.environ, **inside, **(env or {})})
         return result_of(said, argv, host=self.host, timeout=timeout, check=check)
 
     def _run(self, argv: Sequence[str], stdin: bytes, env: Mapping[str, str]) -> Says:
@@ -133,10 +144,15 @@ class DirectoryRuntime(FakeRuntime):
 
 
 class LocalCluster:
-    """Nodes as directories; the first is the head, and has a supervisor."""
+    """Nodes as directories, each with a supervisor; the first is the head. `vllm`: there is one in
+    the image, and Ray may place it on this resource."""
 
     def __init__(
-        self, root: Path, devices: Sequence[int], kind: Literal["gpu", "cpu"] = "cpu"
+        self,
+        root: Path,
+        devices: Sequence[int],
+        kind: Literal["gpu", "cpu"] = "cpu",
+        vllm: str | None = None,
     ) -> None:
         names = [f"gpu{index:02}" for index in range(1, len(devices) + 1)]
         self.spec = ClusterSpec("c", tuple(NodeSpec(name, name) for name in names), names[0])
@@ -146,8 +162,9 @@ class LocalCluster:
                 name, f"127.0.0.{2 + number}", "worker" if number else "head", kind, count
             )
             self.runtimes[name] = self._runtime(root / name, node)
+            _install(root / name, vllm)
         self.head = self.runtimes[names[0]]
-        self.supervisor = self._supervise(root / names[0])
+        self.supervisors = [self._supervise(root / name) for name in names]
 
     def _runtime(self, home: Path, node: ExpectedNode) -> DirectoryRuntime:
         home.mkdir(parents=True)
@@ -162,12 +179,9 @@ class LocalCluster:
     def _supervise(self, home: Path) -> subprocess.Popen[bytes]:
         copy = home / "supervisor.py"
         copy.write_bytes(SUPERVISOR.read_bytes())
-        bin_dir = home / "bin"
-        bin_dir.mkdir()
-        (bin_dir / "python3").symlink_to(sys.executable)
         return subprocess.Popen(
             [sys.executable, str(copy), "--stop-grace=1", "--", "sleep", "1000"],
-            env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}"},
+            env={**os.environ, "PATH": f"{home}/bin:{os.environ['PATH']}"},
             stdout=subprocess.DEVNULL,
         )
 
@@ -181,13 +195,41 @@ class LocalCluster:
     def path(self, *parts: str) -> Path:
         return Path(self.head.home, *parts)
 
-    def state(self, name: str) -> dict[str, Any]:
-        said: dict[str, Any] = json.loads(self.path("deployments", name, "state.json").read_text())
+    def state(self, name: str, node: str = "gpu01") -> dict[str, Any]:
+        return self._read(name, node, "state.json")
+
+    def given(self, name: str, node: str = "gpu01") -> dict[str, Any]:
+        """What this node's supervisor was told."""
+        return self._read(name, node, "spec.json")
+
+    def _read(self, name: str, node: str, file: str) -> dict[str, Any]:
+        path = Path(self.runtimes[node].home, "deployments", name, file)
+        said: dict[str, Any] = json.loads(path.read_text())
         return said
 
     def close(self) -> None:
-        self.supervisor.terminate()
-        self.supervisor.wait(timeout=30)
+        for supervisor in self.supervisors:
+            supervisor.terminate()
+        for supervisor in self.supervisors:
+            supervisor.wait(timeout=30)
+
+
+def _install(home: Path, vllm: str | None) -> None:
+    """What the image of a node holds besides this test's Python."""
+    (home / "bin").mkdir()
+    (home / "bin/python3").symlink_to(sys.executable)
+    if vllm is None:
+        return
+    program = home / "bin/vllm"
+    program.write_text(f"#!{sys.executable}\nimport sys\n{STUB_VLLM_HELP}{STUB_MAIN}")
+    program.chmod(0o755)
+    metadata = home / "site/vllm-0.32.0.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    (home / "site/vllm").mkdir()
+    (home / "site/vllm/platforms.py").write_text(
+        f"class current_platform: ray_device_key = {vllm!r}\n"
+    )
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ from tests.clusterctl.localcluster import STUB, LocalCluster, cluster, wait_unti
 __all__ = ["cluster"]
 
 KEY = Secret("sk-test")
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-05,
+    "hidden_act": "silu",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +51,7 @@ def no_real_engine_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "models" / "tiny"
     path.mkdir(parents=True)
-    (path / "config.json").write_text("{}")
+    (path / "config.json").write_text(json.dumps(CONFIG))
     (path / "model.safetensors").write_bytes(b"weights")
     return path
 
@@ -247,7 +261,9 @@ def test_an_illegal_split_is_refused_with_the_legal_ones(
 ) -> None:
     with pytest.raises(PreflightFailed) as caught:
         serve(replace(asked, tp=2, pp=1))
-    assert caught.value.message == "9 attention heads cannot be split over tp=2 (legal: 1, 3)"
+    assert caught.value.message == (
+        "9 attention heads cannot be split over tp=2 (legal for this model: 1, 3)"
+    )
     assert not cluster.path("deployments").exists()
 
 
@@ -336,8 +352,7 @@ def test_the_supervisors_spec_is_the_whole_command_line(
 ) -> None:
     serve(replace(asked, extra=("--max-num-seqs", "4")))
     home = cluster.head.home
-    spec = json.loads(cluster.path("deployments", "tiny", "spec.json").read_text())
-    assert spec == {
+    assert cluster.given("tiny") == {
         "name": "tiny",
         "argv": [
             *("python3", "-m", "engine", "serve", asked.model),
@@ -371,3 +386,147 @@ def test_the_supervisors_spec_is_the_whole_command_line(
         },
         "restart": None,
     }
+
+
+# --- vLLM ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_vllm(tmp_path: Path) -> Iterator[LocalCluster]:
+    made = LocalCluster(tmp_path / "vllm", devices=(1, 1), vllm="cpu_slot")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def serve_vllm(with_vllm: LocalCluster, tmp_path: Path) -> Serve:
+    return serve_on(with_vllm, tmp_path)
+
+
+def test_vllm_over_ray_is_one_process_on_the_head(
+    serve_vllm: Serve, asked: ServeSpec, with_vllm: LocalCluster
+) -> None:
+    events: list[Event] = []
+    served = serve_vllm(replace(asked, engine="vllm"), report=events.append)
+    assert (served.deployment.state, served.deployment.engine) == ("ready", "vllm")
+    assert str(served.plan.placement) == (
+        "engine vllm (as asked), executor ray "
+        f"(the cluster has 2 nodes, and the image Ray {metadata.version('ray')})"
+    )
+    home, owner = with_vllm.head.home, {"ENGINE_DEPLOYMENT": "c/tiny"}
+    given = with_vllm.given("tiny")
+    assert {key: given[key] for key in ("argv", "env", "env_files")} == {
+        "argv": [
+            *("vllm", "serve", asked.model, "--served-model-name", asked.model),
+            *("--tensor-parallel-size", "1", "--pipeline-parallel-size", "2"),
+            *("--distributed-executor-backend", "ray", "--dtype", "auto"),
+            *("--host", "127.0.0.2", "--port", str(asked.port)),
+        ],
+        "env": {
+            **owner,
+            "PYTHONUNBUFFERED": "1",
+            "RAY_ADDRESS": "127.0.0.2:6379",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": owner}}),
+        },
+        "env_files": {"VLLM_API_KEY": f"{home}/secrets/tiny.key"},
+    }
+    assert not Path(with_vllm.runtimes["gpu02"].home, "deployments").exists()
+
+
+def test_vllm_is_asked_once_an_image_what_it_can_do(
+    serve_vllm: Serve, asked: ServeSpec, with_vllm: LocalCluster
+) -> None:
+    events: list[Event] = []
+    for name in ("one", "two"):
+        spec = replace(asked, name=name, engine="vllm", pp=1, port=asked.port)
+        serve_vllm(spec, report=events.append)
+        with with_vllm.session() as session:
+            deployments.stop(session, name)
+    assert [event.message for event in events if event.step == "probe"] == [
+        "asking the image's vLLM what it can do",
+        "vllm serve has 4 flags",
+    ]
+
+
+@pytest.fixture
+def group(asked: ServeSpec) -> ServeSpec:
+    return replace(asked, engine="vllm", executor="mp")
+
+
+def test_without_ray_every_node_runs_its_rank_and_the_head_the_api(
+    serve_vllm: Serve, group: ServeSpec, with_vllm: LocalCluster
+) -> None:
+    served = serve_vllm(group)
+    assert list(served.plan.processes) == ["gpu02", "gpu01"]
+    head = served.plan.processes["gpu01"].argv
+    master = head[head.index("--master-port") + 1]
+    for rank, node in enumerate(("gpu01", "gpu02")):
+        argv = with_vllm.given("tiny", node)["argv"]
+        group_flags = [
+            *("--nnodes", "2", "--node-rank", str(rank)),
+            *("--master-addr", "127.0.0.2", "--master-port", master),
+        ]
+        assert argv[17:] == [*group_flags, *(["--headless"] if rank else [])]
+        assert with_vllm.state("tiny", node)["state"] == "running"
+    assert with_vllm.given("tiny", "gpu02")["env_files"] == {}
+    assert with_vllm.given("tiny", "gpu02")["group"] == ["gpu01", "gpu02"]
+
+
+def test_a_rank_that_fails_elsewhere_fails_the_deployment_and_ends_it(
+    serve_vllm: Serve, group: ServeSpec, model: Path, with_vllm: LocalCluster
+) -> None:
+    (model / "headless_breaks").touch()
+    (model / "mute").touch()
+    with pytest.raises(ClusterctlError, match="ValueError: the headless rank broke") as caught:
+        serve_vllm(group)
+    assert caught.value.host == "gpu02"
+    wait_until(lambda: with_vllm.state("tiny")["state"] == "stopped")
+
+
+def test_a_group_whose_port_was_taken_starts_again_with_another(
+    serve_vllm: Serve, group: ServeSpec, model: Path, with_vllm: LocalCluster
+) -> None:
+    (model / "port_taken").touch()
+    events: list[Event] = []
+    assert serve_vllm(group, report=events.append).deployment.state == "ready"
+    assert [event.message for event in events if event.kind == "warn"] == [
+        "the group's port was taken while it started; once more with another"
+    ]
+    for node in ("gpu01", "gpu02"):
+        assert with_vllm.given("tiny", node)["generation"] == 2
+    given = with_vllm.given("tiny", "gpu02")["argv"]
+    assert int(given[given.index("--master-port") + 1]) > 29501
+
+
+def test_stop_ends_the_group_on_every_node(
+    serve_vllm: Serve, group: ServeSpec, with_vllm: LocalCluster
+) -> None:
+    serve_vllm(group)
+    with with_vllm.session() as session:
+        assert deployments.stop(session).state == "stopped"
+    assert with_vllm.given("tiny", "gpu02")["stop"]
+    wait_until(lambda: with_vllm.state("tiny", "gpu02")["state"] == "stopped")
+
+
+def test_a_dry_run_shows_what_runs_and_starts_nothing(
+    group: ServeSpec, serve_vllm: Serve, with_vllm: LocalCluster
+) -> None:
+    with with_vllm.session() as session:
+        planned = deploy.plan_serve(session, group)
+    assert not Path(with_vllm.head.home, "deployments").exists()
+    assert serve_vllm(group).plan == planned
+
+
+def test_a_size_that_this_vllm_does_not_know_is_refused(
+    serve_vllm: Serve, group: ServeSpec
+) -> None:
+    with pytest.raises(PreflightFailed) as caught:
+        serve_vllm(replace(group, pp=1, tp=1, dcp=2))
+    assert "does not divide" in caught.value.message or "does not know" in caught.value.message
+
+
+def test_vllm_that_is_not_in_the_image_is_refused(serve: Serve, asked: ServeSpec) -> None:
+    with pytest.raises(PreflightFailed, match="the image has no vLLM") as caught:
+        serve(replace(asked, engine="vllm"))
+    assert caught.value.host == "gpu01, gpu02"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,33 @@ from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ConfigError, PreflightFailed
 from clusterctl.keys import ApiKey
 from clusterctl.members import command_of, node_of, ray_address
-from clusterctl.raycluster import ExpectedNode, ray_start_argv
+from clusterctl.raycluster import CPU_SLOT, ExpectedNode, ray_start_argv
 from clusterctl.secret import Secret
 from clusterctl.serving import modelfiles
 from clusterctl.serving.modelfiles import ModelFiles, difference, kind_of
 from clusterctl.serving.phases import Phase, kv_cache_tokens, phase_of
-from clusterctl.serving.placement import Devices, Placement, devices_in_use, place
+from clusterctl.serving.placement import Contents, Devices, devices_in_use, place
 from clusterctl.serving.records import deployment_of, state_of
+from clusterctl.serving.requirements import FoundPython
+from clusterctl.serving.vllm import Abilities
 from clusterctl.spec import RaySpec, ServeSpec
 
 TWO_NODES = Devices({"gpu01": 2, "gpu02": 2}, "gpu01")
 ONE_NODE = Devices({"gpu01": 2}, "gpu01")
+
+HELP = frozenset({"--nnodes", "--headless", "--data-parallel-size"})
+
+
+def holding(ray_resource: str = "GPU", flags: frozenset[str] = HELP, **packages: str) -> Contents:
+    """Containers with these packages; their vLLM, where there is one, runs on that Ray resource."""
+    python = FoundPython("3.12.3", packages)
+    abilities = Abilities(flags, ray_resource) if "vllm" in packages else None
+    return Contents({"gpu01": python, "gpu02": python}, abilities)
+
+
+PLAIN = holding(ray="2.60.0", torch="2.13.0")
+BOTH = holding(ray="2.60.0", vllm="0.32.0")
+NO_RAY = holding(vllm="0.32.0")
 
 
 def asked(**values: Any) -> ServeSpec:
@@ -35,21 +52,91 @@ def asked(**values: Any) -> ServeSpec:
 # --- placement -----------------------------------------------------------------------------------
 
 
-def test_several_nodes_are_rays() -> None:
-    assert place(asked(pp=4), TWO_NODES) == Placement("ray", "the cluster has 2 nodes")
+def placed(devices: Devices, contents: Contents = PLAIN, **values: Any) -> str:
+    return str(place(asked(**values), devices, contents))
 
 
-def test_one_node_needs_no_ray() -> None:
-    assert place(asked(tp=2), ONE_NODE) == Placement("mp", "gpu01 is the only node")
+NATIVE = "engine native (the image has no vLLM), executor"
+VLLM = "engine vllm (the image has vLLM 0.32.0), executor"
 
 
-def test_an_executor_that_was_asked_for_is_taken() -> None:
-    assert place(asked(executor="ray"), ONE_NODE) == Placement("ray", "as asked")
+def test_the_native_engine_where_the_image_has_no_vllm() -> None:
+    assert placed(TWO_NODES, pp=4) == f"{NATIVE} ray (the cluster has 2 nodes)"
+    assert placed(ONE_NODE, tp=2) == f"{NATIVE} mp (gpu01 is the only node)"
+    assert placed(ONE_NODE, executor="ray") == f"{NATIVE} ray (as asked)"
 
 
-def test_mp_beyond_the_head_is_refused_with_numbers() -> None:
+@pytest.mark.parametrize(
+    ("contents", "executor"),
+    [
+        (BOTH, "ray (the cluster has 2 nodes, and the image Ray 2.60.0)"),
+        (NO_RAY, "mp (the image has no Ray)"),
+        (
+            holding("", ray="2.60.0", vllm="0.32.0"),
+            "mp (vLLM in this image runs on a platform that does not support Ray)",
+        ),
+        (
+            holding("TPU", ray="2.60.0", vllm="0.32.0"),
+            "mp (vLLM in this image asks Ray for TPU; the nodes give GPU)",
+        ),
+    ],
+)
+def test_vllm_over_ray_where_it_can_and_by_itself_where_not(
+    contents: Contents, executor: str
+) -> None:
+    assert placed(TWO_NODES, contents, tp=2, pp=2) == f"{VLLM} {executor}"
+
+
+def test_on_cpu_slots_vllm_has_to_be_asked_for() -> None:
+    slots = replace(TWO_NODES, kind="cpu")
+    assert placed(slots, BOTH).startswith("engine native (the nodes give CPU slots; vLLM for CPUs")
+    chosen = place(asked(engine="vllm"), slots, holding(CPU_SLOT, ray="2.60.0", vllm="0.32.0"))
+    assert (chosen.engine, chosen.executor) == ("vllm", "ray")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nodes"),
+    [
+        ({"tp": 2}, ("gpu01",)),
+        ({"tp": 2, "pp": 2}, ("gpu01", "gpu02")),
+        ({"pp": 3}, ("gpu01", "gpu02", "gpu03")),
+    ],
+)
+def test_a_group_is_the_fewest_nodes_with_as_many_ranks_each(
+    sizes: dict[str, int], nodes: tuple[str, ...]
+) -> None:
+    devices = Devices({"gpu01": 2, "gpu02": 2, "gpu03": 1}, "gpu01")
+    assert place(asked(executor="mp", **sizes), devices, NO_RAY).nodes == nodes
+
+
+def test_ranks_that_cannot_be_divided_evenly_are_refused() -> None:
+    devices = Devices({"gpu01": 4, "gpu02": 1}, "gpu01")
+    with pytest.raises(PreflightFailed, match="tp=5 x pp=1 cannot be divided evenly over nodes"):
+        place(asked(executor="mp", tp=5), devices, NO_RAY)
+
+
+def test_an_old_vllm_without_ray_stays_on_one_node() -> None:
+    old = holding(flags=frozenset(), vllm="0.8.5")
+    with pytest.raises(PreflightFailed, match="vLLM 0.8.5 in this image does not know --nnodes"):
+        place(asked(pp=4), TWO_NODES, old)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (NO_RAY, "the image has no Ray"),
+        (holding("", ray="2.60.0", vllm="0.9"), "a platform that does not support Ray"),
+    ],
+)
+def test_ray_that_was_asked_for_and_cannot_be_is_refused(contents: Contents, message: str) -> None:
+    with pytest.raises(PreflightFailed, match=message) as caught:
+        place(asked(executor="ray", pp=4), TWO_NODES, contents)
+    assert "image build" in str(caught.value.hint)
+
+
+def test_the_native_mp_beyond_the_head_is_refused_with_numbers() -> None:
     with pytest.raises(ConfigError) as caught:
-        place(asked(tp=2, pp=2, executor="mp"), TWO_NODES)
+        place(asked(tp=2, pp=2, executor="mp"), TWO_NODES, PLAIN)
     assert caught.value.message == (
         "executor mp runs on the head alone: gpu01 has 2 devices, and 4 are needed"
     )
@@ -57,7 +144,7 @@ def test_mp_beyond_the_head_is_refused_with_numbers() -> None:
 
 def test_too_few_devices_are_refused_with_numbers() -> None:
     with pytest.raises(PreflightFailed) as caught:
-        place(asked(tp=3, pp=2), TWO_NODES)
+        place(asked(tp=3, pp=2), TWO_NODES, PLAIN)
     assert caught.value.message == (
         "tp=3 x pp=2 needs 6 devices; the cluster has 4 (gpu01: 2, gpu02: 2)"
     )
@@ -97,10 +184,47 @@ Total Usage:
             Phase("serving", "the API is up; waiting for a first token"),
         ),
         ("INFO 11-24 02:33:10 Loading weights: /models/m", None),
+        (
+            "Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:01<00:01,  1.10s/it]",
+            Phase("loading", "loading weights 1/2", 1, 2),
+        ),
+        (
+            "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  46%|##  | 31/67 [00:01]",
+            Phase("graphs", "capturing graphs 31/67", 31, 67),
+        ),
+        (
+            "INFO [ray_utils.py:231] Waiting for creating a placement group of specs for 20 "
+            "seconds. specs=[{'GPU': 1.0}]. Check `ray status`",
+            Phase("waiting", "Ray has had no devices for it for 20 s"),
+        ),
+        (
+            "INFO [backends.py:548] Dynamo bytecode transform time: 9.07 s",
+            Phase("compiling", "compiling the model"),
+        ),
     ],
 )
 def test_phases(line: str, expected: Phase | None) -> None:
     assert phase_of(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "tokens"),
+    [
+        ("INFO executor_base.py:111] # cuda blocks: 27443, # CPU blocks: 2340", 439088),
+        ("INFO gpu_executor.py:122] # GPU blocks: 2014, # CPU blocks: 2048", 32224),
+        ("INFO kv_cache_utils.py:395] # GPU blocks: 1381", 22096),
+        ("GPU blocks: 1952, CPU blocks: 2048", 31232),
+        ("INFO [kv_cache_utils.py:864] GPU KV cache size: 643,232 tokens", 643232),
+        (
+            "INFO [kv_cache_utils.py:1711] CPU KV cache size: 93,184 tokens, Maximum concurrency "
+            "for 2,048 tokens per request: 45.50x",
+            93184,
+        ),
+        ("INFO Maximum concurrency for 40,960 tokens per request: 15.70x", None),
+    ],
+)
+def test_the_capacity_line_of_every_era(line: str, tokens: int | None) -> None:
+    assert kv_cache_tokens([line]) == tokens
 
 
 def test_the_smallest_cache_counts() -> None:

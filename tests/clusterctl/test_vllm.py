@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 
 import pytest
 
-from clusterctl.serving.vllm import GroupNode, argv
+from clusterctl.serving.vllm import Abilities, GroupNode, argv, parse_abilities, unknown_sizes
 from clusterctl.spec import ServeSpec
 
 LLAMA = ServeSpec("meta-llama/Llama-3.1-70B", "llama", tp=8, pp=2)
@@ -48,6 +49,46 @@ def test_what_was_asked_for_and_the_users_own_flags_last() -> None:
         "--pipeline-parallel-size 1 --distributed-executor-backend uni --dtype bfloat16 "
         "--max-model-len 4096 --host ::1 --port 9000 --max-num-seqs 8"
     )
+
+
+def test_sizes_beyond_tp_and_pp_only_where_they_are_asked_for() -> None:
+    asked = replace(LLAMA, tp=8, pp=1, dp=2, ep=True, dcp=2)
+    line = shlex.join(argv(asked, backend="ray", host="::1"))
+    assert (
+        "--pipeline-parallel-size 1 --data-parallel-size 2 --data-parallel-backend ray "
+        "--enable-expert-parallel --decode-context-parallel-size 2 "
+        "--distributed-executor-backend ray"
+    ) in line
+    assert "--data-parallel-backend" not in argv(asked, backend="mp", host="::1")
+
+
+def said(**values: object) -> str:
+    return "noise\n" + json.dumps({"error": "", "help": "", "ray_resource": "GPU", **values})
+
+
+def test_flags_are_read_out_of_the_help() -> None:
+    text = """
+  --nnodes NNODES, -n NNODES
+                        num of nodes for multi-node (default: 1)
+  --enable-expert-parallel, --no-enable-expert-parallel, -ep
+  --hf-overrides HF_OVERRIDES  as JSON: --hf-overrides.text_config
+"""
+    found = parse_abilities(said(help=text))
+    assert found == Abilities(
+        frozenset(
+            {"--nnodes", "--enable-expert-parallel", "--no-enable-expert-parallel"}
+            | {"--hf-overrides"}
+        ),
+        "GPU",
+    )
+    asked = replace(LLAMA, ep=True, dcp=2)
+    assert unknown_sizes(asked, found) == ("--decode-context-parallel-size",)
+
+
+def test_a_vllm_that_does_not_start_says_why() -> None:
+    error = "ImportError: libcudart.so.13: cannot open shared object file\n"
+    assert parse_abilities(said(help=None, error=error)) == error.strip()
+    assert parse_abilities(said(ray_resource=None)) == "it printed nothing"
 
 
 def test_a_group_is_never_over_ray() -> None:

@@ -149,7 +149,10 @@ def test_a_model_outside_every_mount_is_refused(bed: Bed) -> None:
 def test_an_illegal_split_is_refused_with_the_legal_ones(bed: Bed) -> None:
     code, error = bed.refused("serve", f"/models/{MODEL}", "--tp", "2")
     assert (code, error["host"]) == (4, bed.head)
-    assert error["message"] == "9 attention heads cannot be split over tp=2 (legal: 1, 3)"
+    assert (
+        error["message"]
+        == "9 attention heads cannot be split over tp=2 (legal for this model: 1, 3)"
+    )
 
 
 def test_serve_says_where_how_and_how_much(bed: Bed, served: str) -> None:

@@ -1,0 +1,141 @@
+"""From started to ready: the logs of all ranks are read until a token came back, one of them
+failed, or time is up."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clusterctl import autopsy
+from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
+from clusterctl.doctor.logs.reading import Source
+from clusterctl.doctor.logs.suspicion import earliest_errors
+from clusterctl.errors import ClusterctlError, NotReady
+from clusterctl.events import Event, Report
+from clusterctl.fanout import fan_out
+from clusterctl.members import Member
+from clusterctl.serving.phases import kv_cache_tokens, phase_of
+from clusterctl.session import Session, results
+
+KEPT_LINES = 20_000
+
+# torch's TCPStore, where somebody took the group's port before it could bind it: "... port: 29501,
+# useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
+_PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")
+
+
+class PortTaken(ClusterctlError):
+    """The group's port was free when it was looked at and is not now: another one will do."""
+
+
+class Following:
+    """The start of one deployment, on the nodes where its processes were started (the head, which
+    serves the API, first). `offsets`: where their logs begin."""
+
+    def __init__(
+        self,
+        session: Session,
+        nodes: Sequence[Member],
+        name: str,
+        offsets: Mapping[str, int],
+        report: Report,
+    ) -> None:
+        self._session = session
+        self._nodes = {member.name: member for member in nodes}
+        self._head = nodes[0]
+        self._name = name
+        self._offsets = dict(offsets)
+        self._report = report
+        self._logs: dict[str, deque[str]] = {
+            member.name: deque(maxlen=KEPT_LINES) for member in nodes
+        }
+        self._phase = "starting"
+        self._serving = False
+
+    def until_ready(self, deadline: float, timeout: float) -> None:
+        """`deadline` by time.monotonic(); `timeout` is what the user gave, for the message."""
+        while not self._ready():
+            if time.monotonic() > deadline:
+                raise self._too_slow(timeout)
+            time.sleep(POLL_S)
+        self._report(Event("done", "serve", "a completion came back"))
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for log in self._logs.values() for line in log]
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        return kv_cache_tokens(self.lines)
+
+    def _ready(self) -> bool:
+        states = self._read()
+        for node, state in states.items():
+            if state["state"] in ("failed", "stopped"):
+                self._read()  # what it said last
+                raise self._failure(node, state)
+        return self._serving and on_head(self._head, self._name, probe=PROBE_S)[0].state == "ready"
+
+    def _read(self) -> dict[str, Mapping[str, Any]]:
+        """New lines of every node; the states."""
+        said = results(
+            fan_out(
+                self._nodes,
+                lambda node: tail(self._nodes[node], self._name, self._offsets[node]),
+                limit=self._session.spec.limits.parallel_hosts,
+            )
+        )
+        for node, one in said.items():
+            self._offsets[node] = one["offset"]
+            self._take(node, one["text"].splitlines())
+        return {node: one["state"] for node, one in said.items()}
+
+    def _take(self, node: str, lines: Sequence[str]) -> None:
+        self._logs[node].extend(lines)
+        for line in lines:
+            if phase := phase_of(line):
+                self._phase = phase.detail
+                self._serving = self._serving or phase.name == "serving"
+                done, total = phase.done, phase.total
+                self._report(Event("progress", "serve", phase.detail, done=done, total=total))
+
+    def _failure(self, node: str, state: Mapping[str, Any]) -> ClusterctlError:
+        if state["state"] == "stopped":
+            return ClusterctlError(f"deployment {self._name} was stopped while it started")
+        if any(_PORT_TAKEN.search(line) for line in self.lines):
+            return PortTaken("the group's port was taken while it started", host=self._head.name)
+        errors = earliest_errors(self.lines) or self.lines[-3:] or ["it printed nothing"]
+        lines = "\n".join(f"  {line}" for line in errors)
+        message = f"deployment {self._name} failed (exit code {state['exit_code']}):\n{lines}"
+        hint = None
+        if (found := autopsy.root_cause(self._session, self._sources())) is not None:
+            message += f"\n{autopsy.told(found)}"
+            hint = found.fix
+        return ClusterctlError(
+            message, host=node, hint=hint or f"clusterctl logs --hosts {node} shows all of its log"
+        )
+
+    def _sources(self) -> list[Source]:
+        return [
+            Source(f"log of {self._name}", "\n".join(lines).encode(), node)
+            for node, lines in self._logs.items()
+        ]
+
+    def _too_slow(self, timeout: float) -> NotReady:
+        name = self._name
+        return NotReady(
+            f"deployment {name} was not ready within {timeout:.0f} s; it goes on, last seen: "
+            f"{self._phase}",
+            host=self._head.name,
+            hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
+        )
+
+
+def tail(member: Member, name: str, offset: int | None) -> dict[str, Any]:
+    """State and new log lines; with offset None the end of the log, and no lines."""
+    where = "end" if offset is None else str(offset)
+    said: dict[str, Any] = ask(member, "tail", root(member), name, where)
+    return said

@@ -1,0 +1,73 @@
+"""What is going to run where, as a value: `serve --dry-run` prints it, `serve` writes it into the
+nodes' supervisors. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clusterctl.serving import native, vllm
+from clusterctl.serving.placement import Executor, Placement
+from clusterctl.serving.vllm import Backend, GroupNode
+from clusterctl.spec import ServeSpec
+from clusterctl.supervised import Process
+
+BACKENDS: Mapping[Executor, Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the plan has to know of the cluster: node addresses by name; on the head, where the
+    engine package and the API key's file lie, how Ray is found, and what the API binds."""
+
+    addresses: Mapping[str, str]
+    package_directory: str
+    key_file: str
+    ray_address: str
+    host: str
+    owner: str
+    master_port: int = vllm.MASTER_PORT
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """`processes` by node, in the order in which supervisors are told: the head, which serves the
+    API and leads the others, is last."""
+
+    placement: Placement
+    processes: Mapping[str, Process]
+
+    @property
+    def is_group(self) -> bool:
+        return len(self.processes) > 1
+
+
+def plan(serve: ServeSpec, placement: Placement, site: Site) -> ServePlan:
+    nodes = placement.nodes
+    if placement.engine == "native":
+        return ServePlan(placement, {nodes[0]: _native(serve, placement, site)})
+    ranks = reversed(range(len(nodes)))
+    return ServePlan(placement, {nodes[r]: _vllm(serve, placement, site, r) for r in ranks})
+
+
+def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
+    argv = native.argv(
+        serve, executor=placement.executor, host=site.host, api_key_file=site.key_file
+    )
+    env = native.env(
+        site.owner, package_directory=site.package_directory, ray_address=site.ray_address
+    )
+    return Process(argv, env)
+
+
+def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Process:
+    nodes, backend = placement.nodes, BACKENDS[placement.executor]
+    head = site.addresses[nodes[0]]
+    group = GroupNode(len(nodes), rank, head, site.master_port) if len(nodes) > 1 else None
+    return Process(
+        vllm.argv(serve, backend=backend, host=site.host, node=group),
+        vllm.env(
+            {native.DEPLOYMENT_VARIABLE: site.owner}, backend=backend, ray_address=site.ray_address
+        ),
+        {vllm.API_KEY_VARIABLE: site.key_file} if rank == 0 else {},
+    )
