@@ -101,6 +101,25 @@ def plan(plan: LaunchPlan, lines: Mapping[str, str]) -> None:
         print(f"\n# {name}\n{text}")
 
 
+def environment(plan: LaunchPlan) -> None:
+    """Each variable of the containers that differs by cluster, with its origin; nodes that agree
+    share a row."""
+    from clusterctl.launch import OURS
+
+    nodes: dict[tuple[str, str, str], list[str]] = {}
+    for node in plan.nodes:
+        for name, value in node.container.env.items() if node.container else ():
+            if (origin := node.origins[name]) != OURS:
+                nodes.setdefault((name, value, origin), []).append(node.expected.name)
+    made = sum(node.container is not None for node in plan.nodes)
+    rows = [
+        (name, value, "all" if len(names) == made > 1 else ", ".join(names), origin)
+        for (name, value, origin), names in sorted(nodes.items())
+    ]
+    print()
+    table(("VARIABLE", "VALUE", "NODES", "FROM"), rows)
+
+
 def formation(formation: Formation) -> None:
     """Every node: expected against seen."""
     table(

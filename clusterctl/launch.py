@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -21,6 +21,7 @@ from clusterctl.containers import (
     container_name,
     spec_hash,
 )
+from clusterctl.fabric import Derived, Variables
 from clusterctl.facts.types import HostFacts
 from clusterctl.raycluster import ExpectedNode, ray_start_argv
 from clusterctl.runtime import SeenContainer
@@ -33,6 +34,7 @@ RAY_PROBE = "ray_probe.py"
 NODE_PROBE = "node_probe.py"
 RAY_TOKEN = "secrets/ray_token"
 BOOT_FILE = "boot"
+OURS = "clusterctl"  # the origin of a variable that is the same for everybody
 HF_TARGET = "/root/.cache/huggingface"  # one path on every node, whatever the hosts' homes are
 LOCAL_PORTS = 64  # of one node, where several share a machine
 
@@ -40,7 +42,8 @@ LOCAL_PORTS = 64  # of one node, where several share a machine
 @dataclass(frozen=True)
 class NodePlan:
     """One node's part. `pull` says the image is not on the host yet. `container` is None for
-    remove. `host` is the node whose link reaches it: another one for what left the cluster."""
+    remove. `host` is the node whose link reaches it: another one for what left the cluster.
+    `origins`: of every variable of the container's environment."""
 
     expected: ExpectedNode
     action: Action
@@ -49,6 +52,7 @@ class NodePlan:
     pull: bool = False
     existing_id: str | None = None
     host: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class LaunchPlan:
 @dataclass(frozen=True)
 class Place:
     """What was seen of one node's host. `home` is Runtime.home, `state_dir` the directory that
-    the host keeps for this cluster."""
+    the host keeps for this cluster; `fabric` what its RDMA ports ask for."""
 
     facts: HostFacts
     address: str
@@ -83,6 +87,7 @@ class Place:
     state_dir: str
     containers: tuple[SeenContainer, ...] = ()
     image_present: bool = True
+    fabric: Variables = field(default_factory=dict)
 
 
 def plan(
@@ -170,15 +175,36 @@ def container_for(
 
 def node_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[str, str]:
     """What every process of the node inherits. What the user set wins."""
+    return {name: one.value for name, one in explained_environment(spec, node, place).items()}
+
+
+def explained_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[str, Derived]:
+    """The same, each value with its origin."""
+    ours = {**_ray_environment(spec, place.home), **_cache_environment(spec, place.home)}
+    interface = f"{place.interface} has {place.address}" if place.interface else ""
     return {
-        "VLLM_HOST_IP": place.address,
-        **interface_variables(place.interface),
-        **_ray_environment(spec, place.home),
-        **_cache_environment(spec, place.home),
-        **proxy_environment(spec),
-        **spec.env,
-        **node.env,
+        "VLLM_HOST_IP": Derived(place.address, "the node's address"),
+        **_of(interface_variables(place.interface), interface),
+        **_fabric({**spec.env, **node.env}, place),
+        **_of(ours, OURS),
+        **_of(proxy_environment(spec), "proxies:"),
+        **_of(spec.env, "env:"),
+        **_of(node.env, f"hosts: {node.name}: env:"),
     }
+
+
+def _fabric(own: Mapping[str, str], place: Place) -> Variables:
+    """Less what would contradict the user: other ports have other GID tables, and a network that is
+    switched off cannot be pinned."""
+    if own.get("NCCL_IB_DISABLE") == "1" or own.get("NCCL_NET", "IB") != "IB":
+        return {}
+    if "NCCL_IB_HCA" in own:
+        return {name: one for name, one in place.fabric.items() if name == "NCCL_NET"}
+    return place.fabric
+
+
+def _of(variables: Mapping[str, str], origin: str) -> dict[str, Derived]:
+    return {name: Derived(value, origin) for name, value in variables.items()}
 
 
 def interface_variables(interface: str) -> dict[str, str]:
@@ -306,6 +332,7 @@ def _decide(spec: ClusterSpec, node: NodeSpec, places: Mapping[str, Place]) -> N
         pull=action in ("create", "replace") and not place.image_present,
         existing_id=seen.id if seen else None,
         host=node.name,
+        origins={name: one.why for name, one in explained_environment(spec, node, place).items()},
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from clusterctl import hoststate, network, reach
+from clusterctl import fabric, hoststate, network, reach
 from clusterctl.config import spec_from_dict
 from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.check import Finding
@@ -56,8 +56,12 @@ def prospect(session: Session, report: Report, leaving: Session | None) -> Prosp
     runs = {name: bool(host.containers) for name, host in hosts.items()}
     findings = [*preflight(spec, facts, runs), *said]
     refuse(findings)
+    fabrics = _fabrics(spec, facts)
     places = {
-        node.name: _place(spec, session.link(node.name), facts[node.name], hosts, chosen)
+        node.name: replace(
+            _place(spec, session.link(node.name), facts[node.name], hosts, chosen),
+            fabric=fabrics.get(node.name, {}),
+        )
         for node in spec.nodes
     }
     return Prospect(
@@ -126,6 +130,12 @@ def _try(
         ["sh", "-s"], stdin=reach.script(tried).encode(), timeout=spec.limits.command_timeout
     )
     return reach.parse(answer.stdout, tried, host=link.name)
+
+
+def _fabrics(spec: ClusterSpec, facts: Mapping[str, HostFacts]) -> dict[str, fabric.Variables]:
+    """RDMA is between GPUs of several hosts; ranks on CPU slots speak gloo."""
+    on_cpus = any(spec.devices_of(node).kind == "cpu" for node in spec.nodes)
+    return {} if on_cpus or len(spec.nodes) == 1 else fabric.derive(facts)
 
 
 def _place(

@@ -164,6 +164,7 @@ def show_plan(spec: ClusterSpec, plan: LaunchPlan, as_json: bool) -> None:
         console.json(plan_document(plan, lines.get))
         return
     console.plan(plan, lines)
+    console.environment(plan)
 
 
 def plan_document(plan: LaunchPlan, line_of: Callable[[str], str | None]) -> dict[str, Any]:
@@ -179,6 +180,10 @@ def plan_document(plan: LaunchPlan, line_of: Callable[[str], str | None]) -> dic
                 "reason": node.reason,
                 "pull": node.pull,
                 "command": line_of(node.expected.name),
+                "environment": [
+                    {"name": name, "value": value, "origin": node.origins[name]}
+                    for name, value in (node.container.env if node.container else {}).items()
+                ],
             }
             for node in plan.nodes
         ],
@@ -189,7 +194,7 @@ def show(spec: ClusterSpec, done: Up, as_json: bool) -> None:
     if as_json:
         document = plan_document(done.plan, lambda _: None)
         nodes = [
-            {key: value for key, value in node.items() if key != "command"}
+            {key: value for key, value in node.items() if key not in ("command", "environment")}
             for node in document["nodes"]
         ]
         verified = True if done.sanity else None

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from clusterctl.doctor.check import Check, Said, check, fail, ok, skip, unknown, warn
 from clusterctl.doctor.subject import Cluster, Host
-from clusterctl.facts.types import Gid, RdmaPort
+from clusterctl.fabric import is_routable
+from clusterctl.facts.types import RdmaPort
 
 
 @check("rdma.ports", "RDMA ports are up", cause="ib-port-down", tags=["rdma"], needs=["rdma_ports"])
@@ -43,7 +44,7 @@ def gid(one: Host) -> Said:
         return unknown("/sys/class/infiniband could not be read")
     if not roce:
         return skip("no active RoCE port")
-    without = [port.device for port in roce if not any(map(_is_routable, port.gids))]
+    without = [port.device for port in roce if not any(map(is_routable, port.gids))]
     if without:
         return warn(
             f"{', '.join(without)} have no RoCE v2 GID of an IPv4 address",
@@ -60,12 +61,8 @@ def gid(one: Host) -> Said:
     return ok(f"{len(roce)} ports")
 
 
-def _is_routable(entry: Gid) -> bool:
-    return entry.kind == "RoCE v2" and entry.gid.startswith("0000:0000:0000:0000:0000:ffff:")
-
-
 def _holds(port: RdmaPort, index: str) -> bool:
-    return any(str(entry.index) == index and _is_routable(entry) for entry in port.gids)
+    return any(str(entry.index) == index and is_routable(entry) for entry in port.gids)
 
 
 @check(
