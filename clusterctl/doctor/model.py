@@ -16,8 +16,15 @@ def present(one: Host) -> Said:
     model = one.facts.model
     if model is None:
         return skip("no --model was named")
-    if model.exists:
+    if model.files:
         return ok(f"{len(model.files)} files")
+    if model.exists:
+        return fail(
+            f"{model.path} is there without a file of a model",
+            f"copy the model there, or mount what should be there: ls -la {model.path} on the host",
+            cause="model-path-missing",
+            values={"path": model.path},
+        )
     if model.path.startswith("/"):
         return fail(
             f"{model.path} is not on this host",
@@ -97,7 +104,7 @@ def token(one: Host) -> Said:
 def equal(whole: Cluster) -> Said:
     """Ranks that loaded different files answer nonsense, or not at all."""
     known = {n: h.facts.model for n, h in whole.hosts.items() if h.facts.model}
-    there = {n: model for n, model in known.items() if model.exists}
+    there = {n: model for n, model in known.items() if model.files}
     if len(there) < 2:
         return skip("no two hosts have the model")
     head, *others = there
@@ -111,7 +118,7 @@ def _difference(name: str, here: ModelFacts, head: str, there: ModelFacts) -> An
     if not odd and dict(here.digests) == dict(there.digests):
         return None
     what = (
-        f"{odd[0]}: {ours.get(odd[0])} bytes, {theirs.get(odd[0])} on {head}"
+        f"{odd[0]}: {_bytes(ours.get(odd[0]))}, {_bytes(theirs.get(odd[0]))} on {head}"
         if odd
         else ("config.json or the index has other content")
     )
@@ -120,6 +127,10 @@ def _difference(name: str, here: ModelFacts, head: str, there: ModelFacts) -> An
         f"copy it again: rsync -a --checksum {head}:{here.path}/ {name}:{here.path}/",
         host=name,
     )
+
+
+def _bytes(size: int | None) -> str:
+    return "absent" if size is None else f"{size} bytes"
 
 
 def _sizes(model: ModelFacts) -> Mapping[str, int]:

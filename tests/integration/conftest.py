@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pytest
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "scripts" / "testbed"
+MODEL = "SmolLM2-135M-Instruct"
 HOSTS = 3
 START_S = 1800  # the first time ever, with the images to build
 COMMAND_S = 300
@@ -80,6 +82,14 @@ def testbed() -> Iterator[RunningTestbed]:
         yield _running(_status())
     finally:
         _output([str(SCRIPT), "down"])
+
+
+@pytest.fixture(scope="session")
+def smollm2(testbed: RunningTestbed) -> str:
+    """The path of a small real model on every host."""
+    script = SCRIPT.with_name("smollm2")
+    _output([sys.executable, str(script), str(testbed.models / MODEL)], timeout=START_S)
+    return f"/models/{MODEL}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,33 +1,21 @@
 """Every fault of the testbed is named by `doctor`, on the right host, and nothing else fails. The
-run writes the table of docs/doctor-faults.md."""
+run writes docs/doctor-faults.json, from which `make docs` makes the table of docs/doctor.md."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from .bed import Cluster
-from .conftest import RunningTestbed
+from .conftest import MODEL, RunningTestbed
 
 pytestmark = pytest.mark.full
 
-TABLE = Path(__file__).parents[2] / "docs/doctor-faults.md"
-HEAD = """# What doctor finds on the testbed
-
-Written by `make test-full` (`tests/integration/test_doctor_faults.py`) on {date}, three hosts of
-`scripts/testbed` on one machine with {cpus} cores: each fault is inflicted on one host,
-`clusterctl doctor --deep` is asked, the host is healed.
-"Beside it" counts failures that name neither the fault nor what follows from it.
-
-| fault | found by | verdict | seconds | beside it |
-|---|---|---|---:|---:|
-"""
+ROWS = Path(__file__).parents[2] / "docs/doctor-faults.json"
 
 
 @dataclass(frozen=True)
@@ -60,20 +48,15 @@ CASES = (
     Case("image-differs", ("image.equal",)),
     Case("ray-skew", ("image.equal", "image.versions")),
     Case("ray-stray", ("ray.ports", "docker.stale")),
+    Case(f"model-truncated:{MODEL}/model.safetensors", ("model.complete", "model.equal")),
+    Case(f"model-missing:{MODEL}", ("model.present",)),
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    case: Case
-    found_by: str
-    verdict: str
-    seconds: float
-    beside: int
-
-
 @pytest.fixture(scope="module")
-def cluster(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def cluster(
+    testbed: RunningTestbed, smollm2: str, tmp_path_factory: pytest.TempPathFactory
+) -> Cluster:
     made = Cluster(testbed, tmp_path_factory.mktemp("doctor"), "doctor", testbed.hosts[:3])
     made.write(limits={"connect_timeout": 10})
     for host in made.hosts:
@@ -81,17 +64,8 @@ def cluster(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -
     return made
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """Written when all cases were run: a part of them makes no table."""
-    found: list[Row] = []
-    yield found
-    if len(found) == len(CASES):
-        TABLE.write_text(table(found))
-
-
 def findings(cluster: Cluster) -> list[dict[str, str]]:
-    done = cluster.run("doctor", "--deep", "--json")
+    done = cluster.run("doctor", "--deep", "--model", f"/models/{MODEL}", "--json")
     assert done.returncode in (0, 1), done.stderr
     found: list[dict[str, str]] = json.loads(done.stdout)["findings"]
     return found
@@ -110,9 +84,7 @@ def test_three_healthy_hosts_fail_nothing(usual: set[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
-def test_a_fault_is_named(
-    cluster: Cluster, rows: list[Row], usual: set[tuple[str, str]], case: Case
-) -> None:
+def test_a_fault_is_named(cluster: Cluster, usual: set[tuple[str, str]], case: Case) -> None:
     struck = cluster.hosts[-1]
     with cluster.testbed.fault(struck, case.fault):
         began = time.monotonic()
@@ -127,15 +99,14 @@ def test_a_fault_is_named(
     places = " ".join(f"{one['host']} {one['message']}" for one in named)
     assert struck in places or struck in json.dumps(named)
     beside = [one for one in found if one["verdict"] == "fail" and one["check"] not in case.checks]
-    rows.append(Row(case, named[0]["check"], named[0]["verdict"], seconds, len(beside)))
+    record(case.fault, named[0], seconds, len(beside))
     assert beside == []
 
 
-def table(rows: list[Row]) -> str:
-    lines = [
-        f"| `{row.case.fault}` | `{row.found_by}` | {row.verdict} "
-        f"| {row.seconds:.1f} | {row.beside} |"
-        for row in rows
-    ]
-    head = HEAD.format(date=time.strftime("%Y-%m-%d"), cpus=os.cpu_count())
-    return head + "\n".join(lines) + "\n"
+def record(fault: str, named: dict[str, str], seconds: float, beside: int) -> None:
+    """Its row in the page's table; a part of the matrix renews its own rows alone."""
+    rows = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    seen = {"found_by": named["check"], "verdict": named["verdict"], "seconds": round(seconds, 1)}
+    rows[fault] = {**seen, "beside": beside, "date": time.strftime("%Y-%m-%d")}
+    ordered = {case.fault: rows[case.fault] for case in CASES if case.fault in rows}
+    ROWS.write_text(json.dumps(ordered, indent=1) + "\n")

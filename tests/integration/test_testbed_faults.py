@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from .conftest import RunningTestbed
+from .conftest import MODEL, RunningTestbed
 from .test_testbed import answers
 
 pytestmark = pytest.mark.full
@@ -24,7 +25,7 @@ class Contract:
 
 
 TWIN = "ip -br addr show | grep -q ^eth1"
-SHARD = "/models/SmolLM2-135M-Instruct/model.safetensors"
+SHARD = f"{MODEL}/model.safetensors"
 CONTRACTS = (
     Contract("loss:40", "iptables -S | grep -q 'statistic.*DROP'"),
     Contract("mtu", "grep -q 1400 /sys/class/net/eth0/mtu"),
@@ -40,11 +41,21 @@ CONTRACTS = (
     Contract("clock-skewed:120", "test $(( $(date +%s) - {now} )) -gt 60"),
     Contract("shm-small", "df --output=size -BM /dev/shm | grep -qw 64M"),
     Contract("docker-disk-full", "df /var/lib/docker | grep -q 100%"),
+    Contract(f"model-truncated:{SHARD}", "test $(stat -Lc %s /models/{shard}) -lt 200000000"),
+    Contract(f"model-missing:{MODEL}", "! test -e /models/{shard}"),
+    Contract("image-differs", "docker image inspect {image} | grep -q testbed.fault"),
+    Contract(
+        "ray-skew",
+        "docker run --rm --network none {image} python3 -c "
+        "'from importlib.metadata import version; print(version(\"ray\"))' | grep -qx 2.53.0",
+    ),
+    Contract("ray-stray", "ss -Hlnt | grep -q :6379"),
 )
 
 
 @pytest.fixture
-def struck(testbed: RunningTestbed) -> str:
+def struck(testbed: RunningTestbed, smollm2: str) -> str:
+    testbed.ssh(testbed.hosts[-1], f"docker pull -q {testbed.image}")
     return testbed.hosts[-1]
 
 
@@ -53,10 +64,18 @@ def test_a_fault_is_there_and_heals_without_a_trace(
     testbed: RunningTestbed, struck: str, contract: Contract
 ) -> None:
     where = testbed.hosts[1] if contract.on_another else struck
-    command = contract.seen.format(address=testbed.addresses[struck], now=int(time.time()))
-    before = testbed.snapshot(struck)
+    command = contract.seen.format(
+        address=testbed.addresses[struck], image=testbed.image, shard=SHARD, now=int(time.time())
+    )
+    before = everything(testbed, struck)
     assert not answers(testbed, where, command)
     with testbed.fault(struck, contract.fault):
         assert answers(testbed, where, command)
     assert not answers(testbed, where, command)
-    assert testbed.snapshot(struck) == before
+    assert everything(testbed, struck) == before
+
+
+def everything(testbed: RunningTestbed, host: str) -> dict[str, Any]:
+    """Its snapshot, and which image has the node image's name."""
+    id = testbed.ssh(host, f"docker image inspect --format '{{{{.Id}}}}' {testbed.image}")
+    return {**testbed.snapshot(host), "image": id}
