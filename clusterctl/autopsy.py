@@ -38,7 +38,8 @@ def root_cause(session: Session, own: Sequence[Source] = ()) -> Finding | None:
 
 def told(finding: Finding) -> str:
     """The diagnosis for people: the cause, and the line that proves it."""
-    text = f"diagnosis: {finding.message} ({finding.cause})"
+    sure = f"confidence {finding.confidence:g}"
+    text = f"diagnosis: {finding.message} ({finding.cause}), {sure}"
     if (seen := finding.evidence) is not None:
         text += f"\n  {seen.file}:{seen.line}: {seen.text}"
     return text

@@ -172,7 +172,8 @@ def findings(findings: Iterable[Finding]) -> None:
     shown = list(findings)
     rows = [(_styled(one.verdict), one.host or "-", _id(one), _said(one)) for one in shown]
     if rows:
-        table(("VERDICT", "HOST", "CHECK", "FINDING"), rows)
+        kind = "CHECK" if any(one.check for one in shown) else "CAUSE"
+        table(("VERDICT", "HOST", kind, "FINDING"), rows)
     fixes: dict[str, dict[str, None]] = {}
     for one in shown:
         if one.fix:
@@ -186,12 +187,14 @@ def _id(finding: Finding) -> str:
 
 
 def _said(finding: Finding) -> str:
-    """The message, and where the proof of it stands."""
+    """The message and where the proof of it stands; of a log, what stands there, too."""
     seen = finding.evidence
-    if seen is None or seen.file is None:
+    if seen is None or seen.file is None or finding.verdict == "unknown":
         return finding.message
     where = seen.file if seen.line is None else f"{seen.file}:{seen.line}"
-    return f"{finding.message} [{where}]"
+    if finding.check is not None:
+        return f"{finding.message} [{where}]"
+    return f"{finding.message} (confidence {finding.confidence:g})\n{where}: {seen.text}"
 
 
 def _fix(hosts: str, text: str) -> Text:

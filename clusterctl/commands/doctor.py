@@ -25,6 +25,7 @@ from clusterctl.options import (
 if TYPE_CHECKING:
     from clusterctl.doctor.check import Finding
     from clusterctl.doctor.collectives import Plan
+    from clusterctl.doctor.logs.signature import Signature
     from clusterctl.doctor.snapshot import Snapshot
     from clusterctl.spec import ClusterSpec
 
@@ -126,8 +127,8 @@ Explain = Annotated[
     str | None,
     typer.Option(
         "--explain",
-        metavar="CHECK",
-        help="Say what a check looks at and why it matters, and stop.",
+        metavar="ID",
+        help="Say what a check looks at and why it matters, or what a cause means; and stop.",
         show_default=False,
     ),
 ]
@@ -259,11 +260,15 @@ def this_machine() -> ClusterSpec:
 
 
 def tell(id: str | None, as_json: bool) -> None:
-    """Of one check, or of all."""
+    """Of one check or cause, or of all checks."""
     from clusterctl.doctor.checks import ALL
+    from clusterctl.doctor.logs.signature import signatures
 
+    if cause := signatures().get(id or ""):
+        told_of_cause(cause, as_json)
+        return
     if id is not None and id not in ALL:
-        raise ConfigError(f"no check is called {id!r}", hint="clusterctl doctor --list")
+        raise ConfigError(f"no check or cause is called {id!r}", hint="clusterctl doctor --list")
     shown = [ALL[id]] if id else list(ALL.values())
     if as_json:
         records = [one.document() for one in shown]
@@ -273,6 +278,13 @@ def tell(id: str | None, as_json: bool) -> None:
     else:
         rows = [(one.id, one.scope, ", ".join(sorted(one.tags)), one.title) for one in shown]
         console.table(("CHECK", "SCOPE", "TAGS", "TITLE"), rows)
+
+
+def told_of_cause(cause: Signature, as_json: bool) -> None:
+    if as_json:
+        console.json({"schema_version": console.SCHEMA_VERSION, "causes": [cause.document()]})
+    else:
+        console.line(cause.explained())
 
 
 def show(found: Sequence[Finding], *, show_all: bool, as_json: bool) -> None:

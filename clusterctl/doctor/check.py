@@ -45,6 +45,11 @@ class Finding:
     values: Mapping[str, str] = field(default_factory=dict)
     fix: str | None = None
 
+    @property
+    def unexplained(self) -> bool:
+        """Whether a log shows a failure whose cause is not known: a failure it is all the same."""
+        return self.check is None and self.verdict == "unknown"
+
     def document(self) -> dict[str, Any]:
         """One entry of `findings` in `doctor --json`."""
         return {
@@ -79,7 +84,7 @@ def document(findings: Iterable[Finding]) -> dict[str, Any]:
 def exit_code(findings: Iterable[Finding], *, strict: bool = False) -> int:
     """1 when anything failed; with `strict` also for a warning and for what is not known."""
     bad = ("fail", "warn", "unknown") if strict else ("fail",)
-    return int(any(one.verdict in bad for one in findings))
+    return int(any(one.verdict in bad or one.unexplained for one in findings))
 
 
 # --- what a judge says ---------------------------------------------------------------------------

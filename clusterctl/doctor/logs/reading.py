@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
+import io
+import os
 import re
+import shutil
 import sys
+import tempfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 from clusterctl.errors import ConfigError
 
@@ -73,13 +80,21 @@ class Source:
         return b"".join(self._chunks()).decode(errors="replace")
 
     def _chunks(self) -> Iterator[bytes]:
+        """Raises ConfigError where the file cannot be read to its end."""
+        try:
+            with self._opened() as file:
+                while chunk := file.read(BLOCK_BYTES):
+                    yield _plain(chunk + file.readline(BLOCK_BYTES))
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(
+                f"{self.name} cannot be read: {getattr(error, 'strerror', None) or error}",
+                hint="leave it out, or copy it again",
+            ) from error
+
+    def _opened(self) -> io.BufferedIOBase:
         if isinstance(self.data, bytes):
-            yield _plain(self.data)
-            return
-        opener = gzip.open if self.data.suffix == ".gz" else open
-        with opener(self.data, "rb") as file:
-            while chunk := file.read(BLOCK_BYTES):
-                yield _plain(chunk + file.readline())
+            return io.BytesIO(self.data)
+        return gzip.open(self.data) if self.data.suffix == ".gz" else self.data.open("rb")
 
 
 def _plain(data: bytes) -> bytes:
@@ -160,7 +175,7 @@ def sources(paths: Sequence[str]) -> list[Source]:
 
 def _sources(path: str) -> Iterable[Source]:
     if path == "-":
-        return [Source("stdin", sys.stdin.buffer.read())]
+        return [Source("stdin", _kept(sys.stdin.buffer))]
     at = Path(path)
     if at.is_dir():
         return [Source(str(one), one) for one in sorted(at.rglob("*")) if _is_log(one)]
@@ -169,8 +184,18 @@ def _sources(path: str) -> Iterable[Source]:
     return [Source(path, at)]
 
 
+def _kept(stream: IO[bytes]) -> Path:
+    """On disk, for a log is read more than once and may be larger than memory."""
+    with tempfile.NamedTemporaryFile(prefix="clusterctl-log-", delete=False) as file:
+        atexit.register(os.unlink, file.name)
+        shutil.copyfileobj(stream, file)
+    return Path(file.name)
+
+
 def _is_log(path: Path) -> bool:
     if not path.is_file() or path.suffix in SUFFIXES_LEFT_OUT:
         return False
+    if path.suffix == ".gz" or not os.access(path, os.R_OK):
+        return True  # whoever reads it says why it cannot be read
     with path.open("rb") as file:
-        return path.suffix == ".gz" or b"\0" not in file.read(4096)
+        return b"\0" not in file.read(4096)

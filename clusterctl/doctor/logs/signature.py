@@ -40,17 +40,44 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Signature:
-    """A cause, how it is recognised, and what to do. `explains`: causes that follow from it."""
+    """A cause, how it is recognised, and what to do. `captures`: what each named group of the
+    patterns means, whose value `fixes` may name. `explains`: causes that follow from it. `links`:
+    where to read on."""
 
     id: str
     title: str
     cause: str
     fixes: tuple[str, ...]
     patterns: tuple[Pattern, ...]
+    captures: Mapping[str, str]
     explains: tuple[str, ...]
     confused_with: tuple[str, ...]
     samples: tuple[str, ...]
     not_samples: tuple[str, ...]
+    links: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Its entry in `doctor --explain ID --json`."""
+        return {
+            "id": self.id,
+            "title": self.title,
+            "cause": self.cause,
+            "fixes": list(self.fixes),
+            "captures": dict(self.captures),
+            "confused_with": list(self.confused_with),
+            "links": list(self.links),
+        }
+
+    def explained(self) -> str:
+        """What `doctor --explain` prints."""
+        lines = [f"{self.id}: {self.title}", "", self.cause, "", "fix:"]
+        lines += [f"  {one}" for one in self.fixes]
+        if self.captures:
+            lines += ["", "what is read from the log:"]
+            lines += [f"  {name}: {meaning}" for name, meaning in self.captures.items()]
+        if self.confused_with:
+            lines += ["", f"often taken for: {', '.join(self.confused_with)}"]
+        return "\n".join([*lines, "", *self.links])
 
     def fix(self, values: Mapping[str, str]) -> str:
         """The first wording whose values are all known; the last one needs none."""
@@ -71,16 +98,22 @@ def signatures() -> Mapping[str, Signature]:
 
 def _signature(entry: Mapping[str, Any]) -> Signature:
     fixes = entry["fix"] if isinstance(entry["fix"], list) else [entry["fix"]]
+    patterns = tuple(_pattern(entry["id"], one) for one in entry["patterns"])
+    captures: dict[str, str] = entry.get("captures", {})
+    if odd := {name for one in patterns for name in one.regex.groupindex} ^ captures.keys():
+        raise ValueError(f"{entry['id']}: patterns and captures differ in {', '.join(sorted(odd))}")
     return Signature(
         id=entry["id"],
         title=entry["title"],
         cause=entry["cause"],
         fixes=tuple(fixes),
-        patterns=tuple(_pattern(entry["id"], one) for one in entry["patterns"]),
+        patterns=patterns,
+        captures=captures,
         explains=tuple(entry.get("explains", ())),
         confused_with=tuple(entry.get("confused_with", ())),
         samples=tuple(entry["samples"]),
         not_samples=tuple(entry.get("not_samples", ())),
+        links=tuple(entry["links"]),
     )
 
 
