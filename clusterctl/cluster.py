@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from clusterctl import clusters, deployments, execution, formation, hoststate, images, lock, sanity
 from clusterctl.config import spec_to_dict
+from clusterctl.doctor.image import Held, ImageContents, judge_images
 from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report
 from clusterctl.journal import Journal
@@ -17,11 +18,12 @@ from clusterctl.links import Opener
 from clusterctl.members import members
 from clusterctl.observe import Versions, look, read_back
 from clusterctl.planning import SPEC_FILE, Prospect, left_behind, prospect
-from clusterctl.preflight import judge_images, refuse
+from clusterctl.preflight import refuse
 from clusterctl.raycluster import ExpectedNode, Formation
 from clusterctl.secret import Secret
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session
+from clusterctl.spec import ClusterSpec
 
 NODES_FILE = "nodes.json"
 
@@ -77,7 +79,7 @@ def _carry_out(
 ) -> Up:
     spec, journal = session.spec, Journal()
     try:
-        _bring_images(session, found.plan, journal, report)
+        _bring_images(session, found, journal, report)
         if found.plan.changes:
             hoststate.remove(session.head.transport, spec.name, sanity.FILE)
             execution.execute(spec, found, _token(session, found), journal, report)
@@ -112,18 +114,24 @@ def _running_deployments(session: Session, found: Prospect) -> tuple[Deployment,
     return tuple(one for one in deployments.seen(session, probe=0) if not one.ended)
 
 
-def _bring_images(session: Session, plan: LaunchPlan, journal: Journal, report: Report) -> None:
+def _bring_images(session: Session, found: Prospect, journal: Journal, report: Report) -> None:
     """Pull where it is absent, then look into it: before any container is made or taken away."""
-    spec = session.spec
+    spec, plan = session.spec, found.plan
     images.pull(session, spec.image, [node.host for node in plan.made if node.pull], report)
     if plan.made:
         report(Event("begin", "image", spec.image))
         hosts = [node.host for node in plan.made]
-        found = images.contents(session, spec.image, hosts, journal)
-        refuse(judge_images(spec.image, found, insecure_ray=spec.ray.insecure))
-        one = next(iter(found.values()))  # refuse() has seen that they are equal
+        contents = images.contents(session, spec.image, hosts, journal)
+        refuse(judge_images([_held(spec, found, node, contents[node.host]) for node in plan.made]))
+        one = next(iter(contents.values()))  # refuse() has seen that they are equal
         versions = f"python {one.python}, ray {one.ray}, torch {one.torch} on every host"
         report(Event("done", "image", versions))
+
+
+def _held(spec: ClusterSpec, found: Prospect, node: NodePlan, contents: ImageContents) -> Held:
+    on_gpus = node.expected.device_kind == "gpu"
+    gpu = found.places[node.host].facts.gpu if on_gpus else None
+    return Held(node.host, spec.image, contents, gpu, spec.ray.insecure)
 
 
 def _token(session: Session, found: Prospect) -> Secret | None:

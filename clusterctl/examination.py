@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
-from clusterctl import autopsy, collectives, hoststate, pairprobe
+from clusterctl import autopsy, collectives, formation, hoststate, images, pairprobe, status
+from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.bundle import bundle
 from clusterctl.doctor.check import Finding, run_checks
 from clusterctl.doctor.collectives import COLLECTIVE_CHECKS, Plan
 from clusterctl.doctor.devicespeed import SPEED_CHECKS
+from clusterctl.doctor.formed import FORMED_CHECKS, Formed
+from clusterctl.doctor.image import judge_images
 from clusterctl.doctor.pairs import PAIR_CHECKS, Pairs
 from clusterctl.doctor.redaction import secret_values
 from clusterctl.doctor.snapshot import Snapshot
 from clusterctl.errors import ClusterctlError
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
-from clusterctl.fanout import Done, Failed
+from clusterctl.fanout import Done, Failed, fan_out
 from clusterctl.planning import choose_addresses
-from clusterctl.session import Session
+from clusterctl.session import Session, results
 
 
 def examine(
@@ -41,10 +45,13 @@ def examine(
     silent = {name: out.error for name, out in outcomes.items() if isinstance(out, Failed)}
     report(Event("done", "facts", f"{len(facts)} hosts"))
     lost = {**session.failures, **silent}
-    told = (
-        *(unreached(name, error) for name, error in lost.items()),
-        *_ways(session, facts, report, deep, plan),
-    )
+    asked: dict[str, Callable[[], list[Finding]]] = {
+        "images": lambda: _images(session, facts),
+        "ray": lambda: _formed(session, facts),
+        "ways": lambda: _ways(session, facts, report, deep, plan),
+    }
+    found = results(fan_out(asked, lambda what: asked[what](), limit=len(asked)))
+    told = (*(unreached(name, error) for name, error in lost.items()), *chain(*found.values()))
     return Snapshot(session.spec, facts, told)
 
 
@@ -73,6 +80,27 @@ def _secrets(session: Session) -> Iterator[str]:
 
 def unreached(host: str, error: ClusterctlError) -> Finding:
     return Finding("ssh.reach", error.cause, host, "fail", error.message, fix=error.hint)
+
+
+def _images(session: Session, facts: Mapping[str, HostFacts]) -> list[Finding]:
+    return judge_images(images.held(session, facts)) if session.spec.runtime == "docker" else []
+
+
+def _formed(session: Session, facts: Mapping[str, HostFacts]) -> list[Finding]:
+    """Ray is asked where a node of the cluster runs."""
+    spec = session.spec
+    if spec.runtime == "process" or not any(_has_node(spec.name, one) for one in facts.values()):
+        return list(run_checks(FORMED_CHECKS, [Formed()]))
+    expected = status.expected_nodes(session)
+    seen = formation.once(session, expected, spec.ray.port)
+    return list(run_checks(FORMED_CHECKS, [Formed(seen)]))
+
+
+def _has_node(cluster: str, facts: HostFacts) -> bool:
+    return any(
+        one.state == "running" and one.labels.get(LABEL_CLUSTER) == cluster
+        for one in facts.docker.containers or ()
+    )
 
 
 def _ways(

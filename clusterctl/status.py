@@ -64,6 +64,12 @@ class Status:
         }
 
 
+def expected_nodes(session: Session) -> tuple[ExpectedNode, ...]:
+    """The cluster's nodes; addresses and devices as the head remembers them, where it can be
+    asked."""
+    return _expected(session.spec, _recorded(session)[0])
+
+
 def status(session: Session) -> Status:
     """Hosts that cannot be reached are rows of the table, not errors."""
     spec = session.spec

@@ -13,7 +13,7 @@ from clusterctl.options import ClusterName, ConfigFile, Hosts, Json, command_gro
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from clusterctl.preflight import ImageContents
+    from clusterctl.doctor.image import ImageContents
 
 app = command_group(
     "Bring the image onto every node, with a registry or without, and compare what it holds."
@@ -132,12 +132,11 @@ def verify(
 
 
 def show_held(ids: Mapping[str, str | None], held: Mapping[str, ImageContents]) -> None:
-    from dataclasses import astuple
-
     columns = ("NODE", "IMAGE", "PYTHON", "RAY", "TORCH", "VLLM", "NCCL")
     rows = []
     for node, found in ids.items():
-        versions = astuple(held[node]) if node in held else (None,) * 5
+        one = held.get(node)
+        versions = (one.python, one.ray, one.torch, one.vllm, one.nccl) if one else (None,) * 5
         rows.append((node, _short(found), *(version or "-" for version in versions)))
     console.table(columns, rows)
 

@@ -15,6 +15,12 @@ def config_dir(env: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home() / ".config") / "infercluster"
 
 
+def cache_dir(env: Mapping[str, str]) -> Path:
+    """What may be thrown away at any time."""
+    base = env.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "infercluster"
+
+
 def clusters_dir(env: Mapping[str, str]) -> Path:
     return config_dir(env) / "clusters"
 

@@ -20,11 +20,12 @@ CATALOGUE: tuple[Failure, ...] = (
     Failure("Docker cannot hand a GPU to a container", ("docker.gpu-runtime",)),
     Failure(
         "The driver is older than the CUDA in the image",
-        otherwise="not yet: the image's CUDA is not read; the log of the start names it",
+        ("image.cuda",),
+        "`up` refuses it, too",
     ),
     Failure(
         "CUDA compatibility libraries and a newer driver get in each other's way (error 803)",
-        otherwise="not yet: the image's library path is not read; the log of the start names it",
+        ("image.compat",),
     ),
     Failure(
         "Kernel module and user libraries of the driver differ",
@@ -60,11 +61,10 @@ CATALOGUE: tuple[Failure, ...] = (
         "On unified memory the page cache takes what the engine needs",
         otherwise="such a GPU reports no memory of its own; the log of the start names it",
     ),
-    Failure("Ray is not in the image", otherwise="`up` looks into the image on every host first"),
+    Failure("Ray is not in the image", ("image.contents",)),
     Failure(
         "Ray or Python differ between nodes",
-        ("image.equal",),
-        "`up` compares the versions inside, too",
+        ("image.equal", "image.versions"),
     ),
     Failure(
         "Ray and the engine call a node by different addresses",
@@ -93,7 +93,8 @@ CATALOGUE: tuple[Failure, ...] = (
     Failure("Ray's object store falls back to /tmp", ("host.shm",)),
     Failure(
         "Ray registers fewer GPUs than there are",
-        otherwise="`up` holds the devices of every node against the plan (Formation)",
+        ("ray.formed",),
+        "`up` holds the devices of every node against the plan (Formation)",
     ),
     Failure("The host's own name leads to 127.0.1.1", ("net.hostname-loopback",)),
     Failure("NCCL's shared memory does not fit into /dev/shm", ("host.shm",)),

@@ -11,6 +11,8 @@ from clusterctl.doctor import cluster, docker, gpu, host, model, network, ray, r
 from clusterctl.doctor.check import Check, Finding, Tag, run_checks
 from clusterctl.doctor.collectives import COLLECTIVE_CHECKS
 from clusterctl.doctor.devicespeed import SPEED_CHECKS
+from clusterctl.doctor.formed import FORMED_CHECKS
+from clusterctl.doctor.image import ALL_IMAGES_CHECKS, IMAGE_CHECKS
 from clusterctl.doctor.pairs import PAIR_CHECKS
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.errors import ConfigError
@@ -28,6 +30,8 @@ HOST_CHECKS: tuple[Check[Host], ...] = (
 )
 # Of what `--deep` has the hosts and their devices do.
 DEEP_CHECKS: tuple[Check[Any], ...] = (*PAIR_CHECKS, *COLLECTIVE_CHECKS, *SPEED_CHECKS)
+# Of what a look into the image, and Ray itself, say.
+ASKED_CHECKS: tuple[Check[Any], ...] = (*IMAGE_CHECKS, *ALL_IMAGES_CHECKS, *FORMED_CHECKS)
 CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (
     *cluster.CLUSTER_CHECKS,
     *gpu.CLUSTER_CHECKS,
@@ -39,7 +43,7 @@ CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (
 ALL: Mapping[str, Check[Any]] = {
     **{one.id: one for one in HOST_CHECKS},
     **{one.id: one for one in CLUSTER_CHECKS},
-    **{one.id: one for one in DEEP_CHECKS},
+    **{one.id: one for one in (*ASKED_CHECKS, *DEEP_CHECKS)},
 }
 
 

@@ -11,8 +11,13 @@ import pytest
 from clusterctl.containers import container_name
 from clusterctl.doctor.catalogue import CATALOGUE
 from clusterctl.doctor.check import Check, Finding, run_checks
-from clusterctl.doctor.checks import CLUSTER_CHECKS, HOST_CHECKS, Choice
-from clusterctl.doctor.pairs import PAIR_CHECKS
+from clusterctl.doctor.checks import (
+    ASKED_CHECKS,
+    CLUSTER_CHECKS,
+    DEEP_CHECKS,
+    HOST_CHECKS,
+    Choice,
+)
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import (
@@ -43,7 +48,7 @@ from tests.clusterctl.hosts import host_facts, spec_of
 ALL: dict[str, Check[Any]] = {
     **{one.id: one for one in HOST_CHECKS},
     **{one.id: one for one in CLUSTER_CHECKS},
-}  # those of pairs have a test of their own
+}  # the others have tests of their own: test_pairs, test_collectives, test_images
 SPEC = spec_of("gpu01", "gpu02", devices=DevicesSpec())
 DRIVER = "580.159.04"
 MODEL = ModelFacts(
@@ -333,7 +338,7 @@ def test_a_word_that_fits_no_check_is_refused() -> None:
 
 
 def test_every_failure_of_the_catalogue_has_a_check_that_exists_or_a_reason() -> None:
-    known = {*ALL, *(one.id for one in PAIR_CHECKS)}
+    known = {*ALL, *(one.id for one in (*ASKED_CHECKS, *DEEP_CHECKS))}
     for failure in CATALOGUE:
         assert failure.checks or failure.otherwise, failure.what
         assert set(failure.checks) <= known, failure.what

@@ -225,7 +225,7 @@ def test_an_undo_waits_for_a_look_into_the_image(bed: Bed, monkeypatch: pytest.M
 
     def ended_meanwhile(image: str, argv: Sequence[str]) -> Result:
         settled.append(journal.close())
-        return Result(tuple(argv), 0, json.dumps(VERSIONS), "")
+        return Result(tuple(argv), 0, json.dumps({"python": VERSIONS[0]}), "")
 
     monkeypatch.setattr("clusterctl.journal.SETTLE_S", 0)
     monkeypatch.setattr(bed.runtimes["gpu01"], "run_once", ended_meanwhile)

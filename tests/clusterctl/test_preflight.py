@@ -18,7 +18,7 @@ from clusterctl.facts.types import (
     HostFacts,
     Listener,
 )
-from clusterctl.preflight import ImageContents, judge_images, preflight, refuse
+from clusterctl.preflight import preflight, refuse
 from clusterctl.spec import DevicesSpec
 from tests.clusterctl.hosts import host_facts, spec_of
 
@@ -144,31 +144,3 @@ def test_all_problems_of_all_hosts_are_one_error() -> None:
     )
     assert raised.value.host == "gpu01, gpu02"
     assert raised.value.exit_code == 4
-
-
-GOOD = ImageContents("3.12.3", "2.60.0", "2.13.0")
-
-
-def test_images_that_hold_all_pass() -> None:
-    refuse(judge_images("img:1", {"gpu01": GOOD, "gpu02": GOOD}, insecure_ray=False))
-
-
-def test_an_image_without_ray_is_named_with_its_hosts() -> None:
-    contents = {"gpu01": GOOD, "gpu02": replace(GOOD, ray=None)}
-    with pytest.raises(PreflightFailed) as raised:
-        refuse(judge_images("img:1", contents, insecure_ray=False))
-    assert "gpu02: image img:1 has no ray" in raised.value.message
-    assert "img:1 is not the same on all hosts" in raised.value.message
-
-
-def test_an_image_without_python() -> None:
-    with pytest.raises(PreflightFailed, match="has no python3 and no ray and no torch"):
-        refuse(judge_images("i", {"gpu01": ImageContents(None, None, None)}, insecure_ray=False))
-
-
-def test_a_ray_without_tokens_only_when_asked_for() -> None:
-    old = {"gpu01": replace(GOOD, ray="2.51.1")}
-    refuse(judge_images("i", old, insecure_ray=True))
-    with pytest.raises(PreflightFailed, match=r"Ray 2\.51\.1, which knows no token") as raised:
-        refuse(judge_images("i", old, insecure_ray=False))
-    assert "--insecure-ray" in (raised.value.hint or "")
