@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clusterctl import deployments, enginepackage, keys, modelcheck, software
+from clusterctl import deployments, enginepackage, forecast, keys, modelcheck, software
 from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head
 from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
 from clusterctl.following import Following, PortTaken, tail
+from clusterctl.forecast import Forecast
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
 from clusterctl.secret import Secret
 from clusterctl.serving import modelfiles, native, vllm
-from clusterctl.serving.placement import Contents, Devices, Placement, place
+from clusterctl.serving.placement import Contents, Devices, Placement, choose_engine, place
 from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session, results
@@ -51,6 +52,7 @@ class _Start:
     nodes: tuple[Member, ...]
     ranks: tuple[Member, ...]
     placement: Placement
+    forecast: Forecast
     site: Site
     generation: int
 
@@ -131,6 +133,8 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Re
         head.node.device_kind,
     )
     contents = software.contents(session, nodes, spec, report)
+    foreseen = _foresee(session, nodes, spec, devices, contents, report)
+    spec = replace(spec, tp=foreseen.tp, pp=foreseen.pp)
     placement = place(spec, devices, contents)
     _not_on_the_same_gpus(head, placement, running)
     _check_sizes_known(spec, placement, contents, head)
@@ -138,11 +142,30 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Re
     ranks = nodes if placement.executor == "ray" else started
     if modelfiles.kind_of(spec.model) == "path":
         modelcheck.check_files(session, ranks, spec.model)
-        modelcheck.check_split(head, spec, placement.engine)
     site = _site(session, spec, started, package)
-    start = _Start(spec, started, ranks, placement, site, before.generation + 1 if before else 1)
+    generation = before.generation + 1 if before else 1
+    start = _Start(spec, started, ranks, placement, foreseen, site, generation)
     _check_port(start)
     return start
+
+
+def _foresee(
+    session: Session,
+    nodes: Sequence[Member],
+    spec: ServeSpec,
+    devices: Devices,
+    contents: Contents,
+    report: Report,
+) -> Forecast:
+    """The sizes to serve with. What is too large for the cluster is refused before."""
+    place(spec, devices, contents)
+    engine, _ = choose_engine(spec, contents, devices.kind)
+    head_alone = spec.executor == "inproc" or (spec.executor == "mp" and engine == native.ENGINE)
+    found = forecast.foresee(session, nodes[:1] if head_alone else nodes, spec, devices, engine)
+    report(Event("done", "plan", found.said))
+    if found.warning is not None:
+        report(Event("warn", "plan", found.warning))
+    return found
 
 
 def _site(
@@ -279,7 +302,7 @@ def _begin(session: Session, start: _Start, report: Report) -> Following:
 def _put_info(start: _Start, ready: Following | None) -> None:
     """What the supervisor need not know and `ps` must. The record is the head's: any client reads
     the same."""
-    serve = start.serve
+    serve, tokens = start.serve, ready.kv_cache_tokens if ready else None
     info = {
         "model": serve.model,
         "engine": start.placement.engine,
@@ -292,7 +315,8 @@ def _put_info(start: _Start, ready: Following | None) -> None:
         "address": start.site.host,
         "port": serve.port,
         "api_key_file": start.site.key_file,
-        "kv_cache_tokens": ready.kv_cache_tokens if ready else None,
+        "kv_cache_tokens": tokens,
+        "prediction": start.forecast.document(tokens),
         "ready_generation": start.generation if ready else None,
     }
     deployments.put_json(start.head, serve.name, "info.json", info)

@@ -1,5 +1,4 @@
-"""Before a model is served: every node that may load it sees the same files, and it can be split
-as asked."""
+"""Before a model is served: every node that may load it sees the same files."""
 
 from __future__ import annotations
 
@@ -8,13 +7,9 @@ from collections.abc import Mapping, Sequence
 from clusterctl.errors import PreflightFailed
 from clusterctl.fanout import fan_out
 from clusterctl.members import Member
-from clusterctl.planner import legality
-from clusterctl.planner.memory import Split
 from clusterctl.serving import modelfiles
 from clusterctl.serving.modelfiles import ModelFiles
-from clusterctl.serving.placement import Engine
 from clusterctl.session import Session, results
-from clusterctl.spec import ServeSpec
 
 
 def check_files(session: Session, nodes: Sequence[Member], model: str) -> None:
@@ -69,18 +64,3 @@ def _check_equal(found: Mapping[str, ModelFiles], model: str) -> None:
                 host=name,
                 hint=f"clusterctl model push --checksum --from {head} {model}",
             )
-
-
-def check_split(head: Member, serve: ServeSpec, engine: Engine) -> None:
-    """Raises PreflightFailed with every reason why the model cannot be split as asked."""
-    config = head.link.runtime.read_file(head.container.id, f"{serve.model}/config.json")
-    if config is None:
-        return  # a GGUF file alone: the engine reads its sizes itself
-    experts = serve.tp * serve.dp if serve.expert_parallel else 1
-    split = Split(serve.tp, serve.pp, serve.dp, experts, serve.dcp)
-    if faults := legality.config_faults(config, split, engine):
-        raise PreflightFailed(
-            "; ".join(faults),
-            host=head.name,
-            hint="clusterctl plan shows the sizes that suit the model",
-        )

@@ -145,7 +145,8 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """One deployment as asked for. `extra` is what stood after `--`, untouched.
+    """One deployment as asked for. `extra` is what stood after `--`, untouched. `open_sizes`: those
+    that nobody asked for, and the plan may choose.
 
     `dp` replicas of tp x pp ranks behind one address; `ep`: the experts lie whole on the ranks, not
     in slices; `dcp`: a token's cache is spread over so many tensor ranks.
@@ -158,6 +159,7 @@ class ServeSpec:
     dp: int = 1
     ep: bool = False
     dcp: int = 1
+    open_sizes: frozenset[Literal["tp", "pp"]] = frozenset()
     engine: Literal["auto", "native", "vllm"] = "auto"
     executor: Literal["auto", "ray", "mp", "inproc"] = "auto"
     dtype: str = "auto"

@@ -131,9 +131,9 @@ def _settings(
 
 
 def _kv_dtype(text: str) -> str | None:
-    names = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp8_e4m3": "fp8"}
-    names |= {"fp8_e5m2": "fp8", "int8": "fp8"}
-    name = names.get(text, text)
+    from clusterctl.planner.flags import KV_DTYPES
+
+    name = KV_DTYPES.get(text, text)
     if name not in ("auto", "fp8", "bfloat16", "float16", "float32"):
         raise ConfigError(
             f"--kv-dtype {text!r} is not known", hint="auto, fp8, bfloat16, float16 or float32"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clusterctl.deploy import Served
     from clusterctl.keys import ApiKey
     from clusterctl.serving.plan import ServePlan
+    from clusterctl.serving.records import Deployment
 
 
 def serve(
@@ -41,11 +42,13 @@ def serve(
         typer.Option("--name", metavar="NAME", help="Of the deployment; from the model's name."),
     ] = None,
     tp: Annotated[
-        int, typer.Option("--tp", metavar="N", min=1, help="Tensor parallel size.")
-    ] = ServeSpec.tp,
+        int | None,
+        typer.Option("--tp", metavar="N", min=1, help="Tensor parallel size; the plan's."),
+    ] = None,
     pp: Annotated[
-        int, typer.Option("--pp", metavar="N", min=1, help="Pipeline parallel size.")
-    ] = ServeSpec.pp,
+        int | None,
+        typer.Option("--pp", metavar="N", min=1, help="Pipeline parallel size; the plan's."),
+    ] = None,
     dp: Annotated[
         int, typer.Option("--dp", metavar="N", min=1, help="Replicas behind one address (vLLM).")
     ] = ServeSpec.dp,
@@ -124,8 +127,9 @@ def serve(
     asked = ServeSpec(
         model=model,
         name=name or deployment_name(model),
-        tp=tp,
-        pp=pp,
+        tp=tp or ServeSpec.tp,
+        pp=pp or ServeSpec.pp,
+        open_sizes=open_sizes(tp, pp),
         dp=dp,
         ep=ep,
         dcp=dcp,
@@ -157,6 +161,12 @@ def serve(
         show_plan(planned, as_json=as_json)
         return
     show(asked, served, key or served.generated, as_json=as_json)
+
+
+def open_sizes(tp: int | None, pp: int | None) -> frozenset[Literal["tp", "pp"]]:
+    """Those that the plan may choose."""
+    asked: dict[Literal["tp", "pp"], int | None] = {"tp": tp, "pp": pp}
+    return frozenset(name for name, size in asked.items() if size is None)
 
 
 def deployment_name(model: str) -> str:
@@ -218,13 +228,21 @@ def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool)
     console.line(f"{deployment.name}: {deployment.state}, {deployment.url}")
     show_choice(served.plan)
     if (tokens := deployment.kv_cache_tokens) is not None:
-        blocks = tokens // BLOCK_TOKENS
-        console.line(f"KV cache: {tokens:,} tokens = {blocks:,} blocks x {BLOCK_TOKENS}")
+        blocks = f"{tokens // BLOCK_TOKENS:,} blocks x {BLOCK_TOKENS}"
+        console.line(f"KV cache: {tokens:,} tokens = {blocks}{foretold(deployment)}")
     if served.generated is not None:
         console.line(f"API key: {served.generated.secret.reveal()}")
         console.line(f"         generated, shown this once, kept in {served.generated.file}")
     if key is not None:
         console.line(curl_line(asked, deployment.url, key))
+
+
+def foretold(deployment: Deployment) -> str:
+    """` (predicted 36,784: +0.0%)`; empty where nothing was."""
+    said = deployment.prediction
+    if said is None or said["difference"] is None:
+        return ""
+    return f" (predicted {said['kv_cache_tokens']:,}: {said['difference']:+.1%})"
 
 
 def curl_line(asked: ServeSpec, url: str, key: ApiKey) -> str:

@@ -35,9 +35,9 @@ def _size(planned: Planned) -> str:
 def _why(planned: Planned, plan: Plan) -> str:
     split, hardware, asked = plan.split, planned.hardware, planned.asked
     if asked.tp or asked.pp:
-        return f"{split} is what was asked for, and legal."
+        return "It is what was asked for, and legal."
     if split.ranks == 1 and split.ep == 1:
-        return "It fits one GPU with room for its cache, so that no parallelism inside is needed."
+        return f"It fits one {hardware.gpu.name}, so that no parallelism inside is needed."
     if split.ranks == 1:
         return (
             "Latent attention would keep its whole cache on every tensor rank, so each GPU runs "
@@ -77,10 +77,16 @@ def _gives(planned: Planned, plan: Plan, memory: Memory) -> str:
             f"{tokens:,} tokens of KV cache remain, less than one request of {length:,}: "
             f"serve it with --max-model-len {memory.longest()}"
         )
-    elif memory.max_concurrency < COMFORTABLE and planned.settings.kv_dtype is None:
+    elif memory.max_concurrency < COMFORTABLE and _could_shrink(planned):
         told += "; --kv-dtype fp8 would about double them"
     each = f"In each of {plan.split.dp} replicas " if plan.split.dp > 1 else ""
     return f"{each}{told}."
+
+
+def _could_shrink(planned: Planned) -> bool:
+    """Whether `plan` may be asked for a smaller cache: not what `serve` asked, nor our engine."""
+    settings = planned.settings
+    return settings.kv_dtype is None and settings.engine == "vllm" and planned.asked.rest is None
 
 
 def refusal(planned: Planned) -> list[str]:

@@ -19,7 +19,7 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Gpu:
     """`linked`: a direct link between all GPUs of a node (NVLink, NVSwitch, Infinity Fabric).
-    `unified`: its memory is the host's."""
+    `unified`: its memory is the host's. `cpu`: it is no GPU but a slot of a host's CPUs."""
 
     name: str
     memory_gib: float
@@ -28,6 +28,7 @@ class Gpu:
     tflops_fp8: float
     linked: bool = False
     unified: bool = False
+    cpu: bool = False
 
     @property
     def memory_bytes(self) -> int:

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Literal
 
 from clusterctl.planner.gpus import Hardware
 from clusterctl.planner.memory import Split
-from engine.shapes import NO_EXPERTS, ModelShape, ShapeError, check_runnable, parse_shape
+from engine.shapes import NO_EXPERTS, ModelShape, ShapeError, check_architecture, check_runnable
 
 Engine = Literal["auto", "native", "vllm"]
 
 
 def faults(shape: ModelShape, split: Split, hardware: Hardware, engine: Engine) -> list[str]:
     """Every reason why this split is not legal; none for a legal one."""
-    return [*_shape_faults(shape, split, engine), *_placement_faults(split, hardware)]
-
-
-def config_faults(config: bytes, split: Split, engine: Engine) -> list[str]:
-    """The same of a model by its config.json, wherever its ranks are to run. A model whose shape is
-    not known here has no faults that could be told."""
-    try:
-        shape = parse_shape(json.loads(config))
-    except ShapeError:
-        return []
-    return _shape_faults(shape, split, engine)
-
-
-def _shape_faults(shape: ModelShape, split: Split, engine: Engine) -> list[str]:
     return [
         *_model_faults(shape, split),
         *_kernel_faults(shape, split),
-        *(_native_faults(shape, split) if engine == "native" else ()),
+        *_placement_faults(split, hardware),
+        *(_native_faults(shape, split, hardware) if engine == "native" else ()),
     ]
 
 
@@ -75,8 +61,9 @@ def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:
         yield f"tp={split.tp} does not fill whole nodes of {hardware.per_node} GPUs"
 
 
-def _native_faults(shape: ModelShape, split: Split) -> Iterator[str]:
+def _native_faults(shape: ModelShape, split: Split, hardware: Hardware) -> Iterator[str]:
     try:
+        check_architecture(shape, "cpu" if hardware.gpu.cpu else "cuda")
         check_runnable(shape)
     except ShapeError as error:
         yield f"the native engine: {error}"

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from clusterctl.facts.types import Gpu as SeenGpu
 from clusterctl.facts.types import HostFacts
-from clusterctl.planner.gpus import Gpu, Hardware, known
+from clusterctl.planner.gpus import GIB, Gpu, Hardware, known
 
 _MIB_PER_GIB = 1024
+
+
+_SLOT_BANDWIDTH = 20.0  # GB/s: a channel or two of a server's memory
+_SLOT_TFLOPS = 1.0
+
+
+def cpu_hardware(free_bytes: Iterable[int], slots: Iterable[int]) -> Hardware:
+    """Hosts that lend CPU slots, by the memory that each has free and its slots: as many slots as
+    the host with fewest has, each with its share of the smallest memory."""
+    counts = list(slots)
+    share = min(free // count for free, count in zip(free_bytes, counts, strict=True))
+    gpu = Gpu("CPU slot", share / GIB, _SLOT_BANDWIDTH, _SLOT_TFLOPS, _SLOT_TFLOPS, cpu=True)
+    return Hardware(len(counts), min(counts), gpu)
 
 
 def hardware_of(facts: Mapping[str, HostFacts]) -> Hardware | None:

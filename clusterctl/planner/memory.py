@@ -30,13 +30,15 @@ LARGE_GPU = 70 * GIB
 _OUTSIDE_ONE = 0.35 * GIB  # context and libraries: vllm#10517, 13061
 _OUTSIDE_LINKED = 1.8 * GIB  # and NCCL's channels and custom all-reduce over NVLink: vllm#10511
 _OUTSIDE_NATIVE = 1.22 * GIB  # and kernels, measured on one H100: docs/planning.md
+_NATIVE_CPU_CACHE = GIB  # a rank, as long as half of what is free allows it: engine/memory.py
 _LOGIT_BYTES = 10  # bf16 logits, their fp32 copy, and one fp32 tensor of the sampler's
 _LATENT_WORKSPACE = 65536  # tokens that vLLM decompresses at once (chunked prefill of MLA)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the engine is started. `kv_dtype` None: the checkpoint's own, else its dtype's."""
+    """How the engine is started. `kv_dtype` None: the checkpoint's own, else its dtype's.
+    `kv_cache_bytes`: of each rank, where it was given and is not what `utilization` leaves."""
 
     utilization: float = 0.9
     max_model_len: int | None = None
@@ -44,6 +46,7 @@ class Settings:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     engine: Literal["native", "vllm"] = "vllm"
+    kv_cache_bytes: int | None = None
 
     def step_tokens(self, gpu: Gpu) -> int:
         return self.max_num_batched_tokens or self._default(gpu, large=8192, small=2048)
@@ -93,11 +96,16 @@ class Stage:
     outside: int
     kv_bytes_per_token: int
     block_bytes: int
+    settings: Settings
 
     @property
     def pool(self) -> int:
-        """Left for the KV cache; negative when not even the weights fit."""
-        return self.budget - self.weights - self.activations - self.outside
+        """For the KV cache; negative by as much as is missing."""
+        left = self.budget - self.weights - self.activations - self.outside
+        wanted = _fixed_cache(self.gpu, self.settings, left)
+        if wanted is None:
+            return left
+        return wanted if wanted <= left else left - wanted
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def _stage(
     return Stage(
         layers=layers,
         gpu=gpu,
-        budget=int(gpu.memory_bytes * settings.utilization),
+        budget=_budget(gpu, settings),
         weights=int(rank_bytes(shape, layers, split.tp, split.ep) * scale),
         activations=reckon(
             shape,
@@ -192,7 +200,21 @@ def _stage(
         )
         // split.dcp,
         block_bytes=groups.block_bytes(layers),
+        settings=settings,
     )
+
+
+def _budget(gpu: Gpu, settings: Settings) -> int:
+    """What the engine lets itself use: all, where the size of the cache was fixed beforehand."""
+    whole = gpu.cpu or settings.kv_cache_bytes is not None
+    return gpu.memory_bytes if whole else int(gpu.memory_bytes * settings.utilization)
+
+
+def _fixed_cache(gpu: Gpu, settings: Settings, left: int) -> int | None:
+    """Bytes that a rank takes for its cache whatever is left; None: all that is left."""
+    if settings.kv_cache_bytes is not None or not gpu.cpu:
+        return settings.kv_cache_bytes
+    return min(_NATIVE_CPU_CACHE, max(0, left) // 2)
 
 
 def _outside(gpu: Gpu, split: Split, settings: Settings) -> float:

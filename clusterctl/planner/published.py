@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -80,8 +80,17 @@ class Model:
 
 def find_model(name: str, dtype: str = "auto") -> Model:
     """Raises ConfigError for a model that is neither here nor known, or cannot be read."""
+    return _reading(name, dtype, lambda: _find(name))
+
+
+def read_model(name: str, directory: Path, origin: str, dtype: str = "auto") -> Model:
+    """From a directory that holds its config.json. Raises ConfigError when it cannot be read."""
+    return _reading(name, dtype, lambda: _from_directory(name, directory, origin))
+
+
+def _reading(name: str, dtype: str, read: Callable[[], Model]) -> Model:
     try:
-        found = _find(name)
+        found = read()
         return found if dtype == "auto" else _in_dtype(found, dtype)
     except ShapeError as error:
         raise ConfigError(f"{name}: {error}") from error

@@ -26,13 +26,17 @@ USABLE_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user fixed. `concurrency`: requests of the longest length at once, as a target."""
+    """What the user fixed. `concurrency`: requests of the longest length at once, as a target.
+    `ranks`: no more of them in a replica. `rest`: dp, ep and dcp are as in it, whatever tp and pp
+    (its ep > 1: experts lie whole on all tensor ranks of all replicas)."""
 
     tp: int | None = None
     pp: int | None = None
     concurrency: float | None = None
     engine: Engine = "auto"
     rdma: bool | None = None
+    ranks: int | None = None
+    rest: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,19 @@ def make_plans(model: Model, hardware: Hardware, settings: Settings, asked: Aske
 
 
 def _splits(model: Model, hardware: Hardware, asked: Asked) -> Iterator[Split]:
+    most = hardware.total if asked.ranks is None else min(hardware.total, asked.ranks)
     sizes = [
         (tp, pp)
         for tp in ([asked.tp] if asked.tp else _tensor_sizes(hardware))
         for pp in ([asked.pp] if asked.pp else _stage_counts(tp, hardware))
-        if tp * pp <= hardware.total
+        if tp * pp <= most
     ]
     # What was asked for and is too large is judged all the same: the reason is the answer.
     for tp, pp in sizes or [(asked.tp or 1, asked.pp or 1)]:
-        yield from _variants(model, Split(tp, pp, _replicas(tp, pp, hardware)))
+        if rest := asked.rest:
+            yield replace(rest, tp=tp, pp=pp, ep=tp * rest.dp if rest.ep > 1 else 1)
+        else:
+            yield from _variants(model, Split(tp, pp, _replicas(tp, pp, hardware)))
 
 
 def _tensor_sizes(hardware: Hardware) -> list[int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from clusterctl.serving.placement import Executor
 from clusterctl.spec import ServeSpec
 
-ENGINE = "native"
+ENGINE: Final = "native"
 DEPLOYMENT_VARIABLE = "ENGINE_DEPLOYMENT"
 
 

@@ -15,7 +15,8 @@ ENDED: frozenset[State] = frozenset({"failed", "stopped"})
 class Deployment:
     """One deployment as it was seen. `generation` counts its starts under this name.
 
-    `kv_cache_tokens` None: not known. `executor` and `address`, `port` are what it was started
+    `kv_cache_tokens` None: not known. `prediction`: what the plan said of its memory, None where
+    it could not. `executor` and `address`, `port` are what it was started
     with; `detail` says why it is not ready; `exit_code` belongs to failed and stopped.
     """
 
@@ -33,6 +34,7 @@ class Deployment:
     kv_cache_tokens: int | None = None
     exit_code: int | None = None
     detail: str = ""
+    prediction: Mapping[str, Any] | None = None
 
     @property
     def devices(self) -> int:
@@ -44,7 +46,7 @@ class Deployment:
 
     def document(self) -> dict[str, Any]:
         """Its entry in `deployments` of `status --json` and `ps --json`."""
-        keys = ("name", "model", "engine", "tp", "pp", "state", "url")
+        keys = ("name", "model", "engine", "tp", "pp", "state", "url", "prediction")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -67,6 +69,7 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
         kv_cache_tokens=info["kv_cache_tokens"],
         exit_code=supervised.get("exit_code"),
         detail=record["detail"],
+        prediction=info.get("prediction"),  # deployments of older versions have none
     )
 
 

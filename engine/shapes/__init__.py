@@ -3,6 +3,7 @@
 The one place for this arithmetic: the engine builds its layers from it, the planner its plans.
 """
 
+from engine.shapes.architectures import ARCHITECTURES, ON_CUDA, check_architecture
 from engine.shapes.cache import CacheGroups, cache_groups
 from engine.shapes.config import check_runnable, parse_shape, read_config, read_shape
 from engine.shapes.errors import ShapeError
@@ -25,8 +26,10 @@ from engine.shapes.tensors import (
 )
 
 __all__ = [
+    "ARCHITECTURES",
     "DTYPE_BYTES",
     "NO_EXPERTS",
+    "ON_CUDA",
     "CacheGroups",
     "Experts",
     "LatentAttention",
@@ -36,6 +39,7 @@ __all__ = [
     "RopeScaling",
     "ShapeError",
     "cache_groups",
+    "check_architecture",
     "check_runnable",
     "checkpoint_bytes",
     "checkpoint_parameters",

@@ -38,7 +38,11 @@ CONFIG = {
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-05,
     "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
 }
+# One GiB a rank; a token takes 2 x 3 heads x 64 x 2 bytes in a layer, and the first stage holds 19
+# of the 30, as the second has the LM head.
+PREDICTED = (1 << 30) // (16 * 2 * 3 * 64 * 2 * 19) * 16
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +110,13 @@ def test_it_is_ready_when_a_token_came_back(
         "pp": 2,
         "state": "ready",
         "url": f"http://127.0.0.2:{asked.port}/v1",
+        "prediction": {
+            "kv_cache_tokens": PREDICTED,
+            "max_concurrency": round(PREDICTED / 8192, 2),
+            "max_model_len": 8192,
+            "logged_kv_cache_tokens": 93184,
+            "difference": round(PREDICTED / 93184 - 1, 4),
+        },
     }
     assert served.deployment.kv_cache_tokens == 93184
     assert [(e.message, e.done, e.total) for e in events if e.kind == "progress"] == [
@@ -265,6 +276,43 @@ def test_an_illegal_split_is_refused_with_the_legal_ones(
         "9 attention heads cannot be split over tp=2 (legal for this model: 1, 3)"
     )
     assert not cluster.path("deployments").exists()
+
+
+def test_sizes_that_nobody_asked_for_are_the_plans(serve: Serve, asked: ServeSpec) -> None:
+    events: list[Event] = []
+    served = serve(replace(asked, pp=1, open_sizes=frozenset({"tp", "pp"})), report=events.append)
+    assert (served.deployment.tp, served.deployment.pp) == (1, 1)
+    (said,) = [event.message for event in events if event.step == "plan"]
+    assert said == (
+        "tp=1 pp=1: It fits one CPU slot, so that no parallelism inside is needed. "
+        "46,592 tokens of KV cache remain, 5.7 requests of 8,192 tokens at once."
+    )
+
+
+def test_the_engines_own_flags_count(serve: Serve, asked: ServeSpec) -> None:
+    served = serve(replace(asked, extra=("--kv-cache-memory-bytes=134217728",)))
+    assert served.deployment.prediction is not None
+    assert served.deployment.prediction["kv_cache_tokens"] == (128 << 20) // (16 * 768 * 19) * 16
+
+
+def test_a_cache_that_seems_too_small_is_a_warning(serve: Serve, asked: ServeSpec) -> None:
+    events: list[Event] = []
+    extra = ("--kv-cache-memory-bytes", "33554432")
+    serve(replace(asked, extra=extra, max_model_len=8192), report=events.append)
+    (warned,) = [event.message for event in events if event.kind == "warn"]
+    assert warned == (
+        "tp=1 pp=2 may not fit: one request of 8,192 tokens does not fit the 2,288 tokens of KV "
+        "cache; the longest that does has 2,200. Nearest that works: --max-model-len 2200."
+    )
+
+
+def test_an_architecture_that_the_engine_does_not_know_is_refused(
+    serve: Serve, asked: ServeSpec, model: Path
+) -> None:
+    other = {**CONFIG, "architectures": ["MambaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(other))
+    with pytest.raises(PreflightFailed, match="architecture MambaForCausalLM is not supported"):
+        serve(asked)
 
 
 def test_a_port_in_use_is_refused(serve: Serve, asked: ServeSpec) -> None:

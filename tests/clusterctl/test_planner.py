@@ -13,6 +13,7 @@ from clusterctl import cli
 from clusterctl.errors import ConfigError
 from clusterctl.planner.gpus import find_gpu, parse_hardware
 from clusterctl.planner.legality import faults
+from clusterctl.planner.live import cpu_hardware
 from clusterctl.planner.memory import Settings, Split, memory_of
 from clusterctl.planner.published import find_model, table
 from clusterctl.planner.strategy import Asked, Planned, make_plans
@@ -201,11 +202,27 @@ def test_block_fp8_limits_tensor_parallelism_unless_experts_lie_whole() -> None:
 def test_the_native_engine_spreads_experts_over_tensor_ranks_alone() -> None:
     shape = find_model("Qwen/Qwen3-30B-A3B", "auto").shape
     reasons = {
-        ep: faults(shape, Split(4, 1, dp=2, ep=ep), parse_hardware("1x8xH100"), "native")
+        ep: faults(shape, Split(4, 1, dp=2, ep=ep), cpu_hardware([64 << 30], [8]), "native")
         for ep in (1, 4, 8)
     }
     alone = "the native engine spreads experts over the tensor ranks of a replica alone (ep=tp)"
     assert reasons == {1: [], 4: [], 8: [alone]}
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("meta-llama/Llama-3.1-8B", None),
+        ("deepseek-ai/DeepSeek-V3", "architecture DeepseekV3ForCausalLM is not supported"),
+        ("google/gemma-2-9b-it", "runs on CPUs only for now"),
+    ],
+)
+def test_the_native_engine_runs_its_own_list_of_architectures(
+    model: str, reason: str | None
+) -> None:
+    found = planned(model, "1x8xH100", engine="native")
+    assert (found.best is not None) is (reason is None)
+    assert reason is None or any(reason in one for one in found.plans[0].reasons)
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,7 @@ def test_a_deployment_is_shown_with_the_keys_of_status() -> None:
         "pp": 2,
         "state": "ready",
         "url": "http://10.0.0.1:8000/v1",
+        "prediction": None,  # nothing was foretold
     }
     assert (found.devices, found.kv_cache_tokens, found.ended) == (2, 93184, False)
 

@@ -15,8 +15,8 @@ from engine.attention.base import KVLayout, Span
 from engine.attention.sdpa import SdpaBackend
 from engine.communicators import Solo, thread_world
 from engine.layers.base import Build, model_shards
-from engine.models import ARCHITECTURES, build_model
-from engine.shapes import ModelShape, ShapeError, read_shape
+from engine.models import build_model
+from engine.shapes import ARCHITECTURES, ModelShape, ShapeError, read_shape
 from engine.weights import WeightsError, load_weights
 from tests.engine.conftest import load_script
 from tests.engine.rank_loop import Ranks

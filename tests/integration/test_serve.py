@@ -158,12 +158,15 @@ def test_an_illegal_split_is_refused_with_the_legal_ones(bed: Bed) -> None:
 def test_serve_says_where_how_and_how_much(bed: Bed, served: str) -> None:
     assert f"{NAME}: ready, {bed.url}" in served
     assert "KV cache: " in served
+    assert "(predicted " in served
     assert f'curl {bed.url}/chat/completions -H "Authorization: Bearer ' in served
     assert KEY not in served
 
 
 def test_both_hosts_hold_a_rank_and_ps_sees_a_token(bed: Bed, served: str) -> None:
-    assert bed.deployment() == {
+    found = bed.deployment()
+    prediction = found.pop("prediction")
+    assert found == {
         "name": NAME,
         "model": f"/models/{MODEL}",
         "engine": "native",
@@ -172,6 +175,8 @@ def test_both_hosts_hold_a_rank_and_ps_sees_a_token(bed: Bed, served: str) -> No
         "state": "ready",
         "url": bed.url,
     }
+    assert abs(prediction["difference"]) < 0.05
+    assert prediction["logged_kv_cache_tokens"] > 0
     assert bed.ranks(bed.worker)
 
 
@@ -226,3 +231,17 @@ def test_a_killed_rank_ends_as_failed(bed: Bed, served: str) -> None:
     bed.in_container(bed.worker, f"kill -9 {pid}")
     until(lambda: bed.deployment()["state"] == "failed")
     assert bed.ranks(bed.head) == []
+
+
+def test_without_sizes_the_plan_chooses_them(bed: Bed) -> None:
+    done = bed.run("serve", f"/models/{MODEL}", "--name", "planned")
+    assert done.returncode == 0, done.stderr
+    assert "plan: tp=1 pp=1: It fits one CPU slot" in done.stderr
+    (found,) = [
+        one
+        for one in json.loads(bed.run("ps", "--json").stdout)["deployments"]
+        if one["name"] == "planned"
+    ]
+    assert (found["tp"], found["pp"], found["state"]) == (1, 1, "ready")
+    assert abs(found["prediction"]["difference"]) < 0.05
+    bed.ok("stop", "planned")
