@@ -68,6 +68,16 @@ COMMANDS: Mapping[str, Entry] = {
         "Show hosts, GPUs, adapters, the networks that join them, and the bandwidth measured last.",
         CLUSTER,
     ),
+    "audit": Entry(
+        "clusterctl.commands.audit:audit",
+        "Show who did what to the hosts of the cluster, when, and how it ended.",
+        CLUSTER,
+    ),
+    "timeline": Entry(
+        "clusterctl.commands.timeline:timeline",
+        "Show how long each stage of the last `up` and `serve` took, beside the run before it.",
+        CLUSTER,
+    ),
     "ports": Entry(
         "clusterctl.commands.ports:ports",
         "Show which ports must be open between which hosts, as a table or as firewall rules.",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clusterctl.errors import ClusterctlError
-from clusterctl.events import Event
+from clusterctl.events import Event, Stage
 from clusterctl.progress import Board, Row
 from clusterctl.secret import Secret
 
@@ -203,6 +203,12 @@ def _fix(hosts: str, text: str) -> Text:
     return Text.assemble(("fix", "bold green"), f" ({hosts}): {text}")
 
 
+def stages(stages: Sequence[Stage], before: Sequence[Stage] = ()) -> None:
+    """Seconds of each stage, as a result."""
+    if stages:
+        _show(_stage_grid(stages, before), sys.stdout)
+
+
 # --- about the run: stderr -----------------------------------------------------------------------
 
 
@@ -230,16 +236,35 @@ def error(error: ClusterctlError, *, as_json: bool = False) -> None:
         _labelled("fix", "bold green", error.hint)
 
 
-def timeline(stages: Sequence[tuple[str, float]]) -> None:
-    """Seconds of each stage, longest ones easy to see; gone with -q."""
-    if _settings.quiet or not stages:
-        return
-    longest = max(seconds for _, seconds in stages) or 1.0
+def timeline(stages: Sequence[Stage], before: Sequence[Stage] = ()) -> None:
+    """Seconds of each stage beside those of the run before, if there was one; gone with -q."""
+    if not _settings.quiet and stages:
+        _show(_stage_grid(stages, before), sys.stderr)
+
+
+def _stage_grid(stages: Sequence[Stage], before: Sequence[Stage]) -> RenderableType:
+    """Longest ones easy to see; the slowest host of those that had a part in it."""
+    longest = max(stage.seconds for stage in stages) or 1.0
+    then = {stage.step: f"{stage.seconds:.1f} s" for stage in before}
     rows = [
-        (step, f"{seconds:.1f} s", "━" * max(1, round(24 * seconds / longest)))
-        for step, seconds in stages
+        (
+            stage.step,
+            f"{stage.seconds:.1f} s",
+            *([then.get(stage.step, "-")] if before else []),
+            _slowest(stage),
+            "━" * max(1, round(24 * stage.seconds / longest)),
+        )
+        for stage in stages
     ]
-    _show(_grid(("STAGE", "TIME", ""), rows), sys.stderr)
+    columns = ("STAGE", "TIME", *(["LAST"] if before else []), "SLOWEST HOST", "")
+    return _grid(columns, rows)
+
+
+def _slowest(stage: Stage) -> str:
+    if len(stage.hosts) < 2:
+        return ""
+    host = max(stage.hosts, key=lambda name: stage.hosts[name])
+    return f"{host} {stage.hosts[host]:.1f} s"
 
 
 def confirm(question: str) -> bool:
@@ -294,7 +319,7 @@ class Progress:
             return _board_grid(self._board, time.monotonic())
 
     @property
-    def stages(self) -> list[tuple[str, float]]:
+    def stages(self) -> list[Stage]:
         """What `timeline` shows."""
         with self._lock:
             return self._board.stages()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["begin", "progress", "done", "note", "warn", "line"]
@@ -24,6 +24,15 @@ class Event:
     host: str | None = None
     done: int | None = None
     total: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How many seconds a step took, over all and on each host that had a part in it."""
+
+    step: str
+    seconds: float
+    hosts: Mapping[str, float] = field(default_factory=dict)
 
 
 Report = Callable[[Event], None]

@@ -144,11 +144,13 @@ def wait(
     argv = [*_probe_argv(session.head, head, ray_port), "--seconds", f"{timeout + 10:g}"]
     deadline = time.monotonic() + timeout
     said = ""
+    ready: set[str] = set()
     report(Event("begin", "formation", f"{len(expected)} nodes", total=len(expected)))
     with watching(session.head, container_id, argv, timeout + 20) as watch:
         while True:
             seen = look(session)
             formation = _form(expected, watch.newest, seen)
+            _tell_ready(formation, ready, report)
             if formation.complete:
                 break
             text = waiting_for(formation)
@@ -160,6 +162,14 @@ def wait(
             watch.wait_for_news()
     report(Event("done", "formation", f"{formation.ready}/{len(expected)} nodes"))
     return formation
+
+
+def _tell_ready(formation: Formation, told: set[str], report: Report) -> None:
+    """Each node once, as soon as it is there."""
+    for node in formation.nodes:
+        if node.state == "ready" and node.name not in told:
+            told.add(node.name)
+            report(Event("done", "formation", "ready", node.name))
 
 
 def _form(expected: Sequence[ExpectedNode], report: RayReport, seen: Seen) -> Formation:

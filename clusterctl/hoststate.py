@@ -17,6 +17,7 @@ from clusterctl.transport.base import Result, Transport
 ROOTS_DIRECTORY = "/var/lib/clusterctl"
 TOKEN_FILE = "ray_token"
 ABSENT = 44  # the exit code of a read that found nothing
+KEPT_LINES = 500  # of a file that grows
 HELD = 73  # the exit code of a lock that somebody has
 
 
@@ -41,6 +42,17 @@ mkdir -p "$state"
 cat > "$state/.$2.new"
 chmod "$3" "$state/.$2.new"
 mv "$state/.$2.new" "$state/$2"
+"""
+
+# Where nothing is kept for the cluster (any more), a line of its history does not begin it again.
+_APPEND = f"""umask 077
+[ -d "$state" ] || exit 0
+cat "$state/$2" 2>/dev/null || :
+cat >> "$state/$2"
+if [ "$(wc -l < "$state/$2")" -gt {2 * KEPT_LINES} ]; then
+  tail -n {KEPT_LINES} "$state/$2" > "$state/.$2.new"
+  mv "$state/.$2.new" "$state/$2"
+fi
 """
 
 _REMOVE = 'rm -f "$state/$2"'
@@ -103,6 +115,11 @@ def read(transport: Transport, cluster: str, name: str) -> str | None:
 def write(transport: Transport, cluster: str, name: str, data: bytes, *, mode: int = 0o600) -> None:
     """The file appears whole. Its content travels by stdin: it may be a secret."""
     _run(transport, _WRITE, [cluster, name, f"{mode:o}"], stdin=data)
+
+
+def append(transport: Transport, cluster: str, name: str, line: str) -> str:
+    """Add a line, where the host keeps a directory for the cluster; gives what was there before."""
+    return _run(transport, _APPEND, [cluster, name], stdin=f"{line}\n".encode()).stdout
 
 
 def remove(transport: Transport, cluster: str, name: str) -> None:

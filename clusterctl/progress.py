@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from clusterctl.events import Event
+from clusterctl.events import Event, Stage
 
 TELL_EVERY_S = 10.0
 
@@ -28,16 +29,17 @@ class Row:
 
 @dataclass
 class Board:
-    """Rows by host in order of appearance; first and last moment of each step, in seconds;
-    when a host's progress was last told as a line."""
+    """Rows by host in order of appearance; first and last moment of each step on each host, in
+    seconds; when a host's progress was last told as a line."""
 
     rows: dict[str | None, Row] = field(default_factory=dict)
-    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    spans: dict[str, dict[str | None, tuple[float, float]]] = field(default_factory=dict)
     told: dict[str | None, float] = field(default_factory=dict)
 
     def update(self, event: Event, now: float) -> None:
-        first, _ = self.spans.get(event.step, (now, now))
-        self.spans[event.step] = (first, now)
+        of_step = self.spans.setdefault(event.step, {})
+        first, _ = of_step.get(event.host, (now, now))
+        of_step[event.host] = (first, now)
         if event.kind in ("begin", "progress", "done", "warn"):
             self.rows[event.host] = self._row(event, now)
 
@@ -71,6 +73,18 @@ class Board:
         rows = sorted(self.rows.values(), key=lambda row: row.state == "done")
         return rows[:limit], max(0, len(rows) - limit)
 
-    def stages(self) -> list[tuple[str, float]]:
-        """(step, seconds) in the order they began. Steps that overlap each count in full."""
-        return [(step, last - first) for step, (first, last) in self.spans.items()]
+    def stages(self) -> list[Stage]:
+        """In the order they began. Steps that overlap each count in full."""
+        return [_stage(step, spans) for step, spans in self.spans.items()]
+
+
+def _stage(step: str, spans: Mapping[str | None, tuple[float, float]]) -> Stage:
+    """A host of which nothing but the end was told began with the step."""
+    begun = min(first for first, _ in spans.values())
+    ended = max(last for _, last in spans.values())
+    hosts = {
+        host: round(last - (first if first < last else begun), 3)
+        for host, (first, last) in spans.items()
+        if host
+    }
+    return Stage(step, round(ended - begun, 3), hosts)

@@ -21,14 +21,17 @@ def down(
     """End deployments, Ray and all containers of the cluster, and see that none is left."""
     from clusterctl import teardown
     from clusterctl.errors import ClusterctlError
+    from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
     spec = load_spec(config=config, cluster=cluster)
     with (
         console.progress() as report,
         Session.connect(spec, report=report, partial=True) as session,
+        recorded(session, "down", report) as run,
     ):
         done = teardown.down(session, purge=purge, report=report)
+        run.what = f"{sum(map(len, done.removed.values()))} containers removed"
     for host, ports in done.ports.items():
         raise ClusterctlError(
             f"no container of {spec.name} is left, but ports are in use: {', '.join(ports)}",

@@ -120,6 +120,7 @@ def serve(
       clusterctl serve meta-llama/Llama-3.1-70B --engine vllm --executor mp --tp 8 --pp 2 --dry-run
     """
     from clusterctl import deploy, keys
+    from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
     ask = (lambda: console.ask_secret("API key")) if api_key_prompt else None
@@ -150,7 +151,9 @@ def serve(
             if dry_run:
                 planned = deploy.plan_serve(session, asked, report=report)
             else:
-                served = deploy.serve(session, asked, detach=detach, report=report)
+                with recorded(session, "serve", report) as run:
+                    run.what, run.hosts = f"{asked.name}: {asked.model}", [spec.head]
+                    served = deploy.serve(session, asked, detach=detach, report=report)
     except KeyboardInterrupt:
         console.note(
             f"no longer following; if the engine has started, it goes on. "
@@ -161,6 +164,7 @@ def serve(
         show_plan(planned, as_json=as_json)
         return
     show(asked, served, key or served.generated, as_json=as_json)
+    console.timeline(report.stages, run.before.stages if run.before else ())
 
 
 def open_sizes(tp: int | None, pp: int | None) -> frozenset[Literal["tp", "pp"]]:

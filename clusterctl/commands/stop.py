@@ -23,10 +23,16 @@ def stop(
 ) -> None:
     """End a deployment, and prove that nothing of it is left."""
     from clusterctl import deployments
+    from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
     spec = load_spec(config=config, cluster=cluster)
     wait = deployments.STOP_S if timeout is None else timeout
-    with console.progress() as report, Session.connect(spec, report=report) as session:
+    with (
+        console.progress() as report,
+        Session.connect(spec, report=report) as session,
+        recorded(session, "stop", report) as run,
+    ):
         stopped = deployments.stop(session, name, report=report, timeout=wait)
+        run.what, run.hosts = stopped.name, [spec.head]
     console.line(f"{stopped.name}: stopped; no process left, port {stopped.port} free")

@@ -74,6 +74,7 @@ def up(
       clusterctl up --local --nodes 2
     """
     from clusterctl import cluster as acting
+    from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
     if local:
@@ -99,14 +100,16 @@ def up(
         if dry_run:
             planned = acting.plan_up(session, report)
         else:
-            done = acting.up(
-                session, report=report, approve=approval(yes), check_sanity=not no_sanity
-            )
+            with recorded(session, "up", report) as run:
+                done = acting.up(
+                    session, report=report, approve=approval(yes), check_sanity=not no_sanity
+                )
+                run.what, run.hosts = what_changed(done.plan)
     if dry_run:
         show_plan(spec, planned, as_json)
         return
     show(spec, done, as_json)
-    console.timeline(report.stages)
+    console.timeline(report.stages, run.before.stages if run.before else ())
 
 
 def local_spec(name: str | None, count: int | None, devices: str | None) -> ClusterSpec:
@@ -165,6 +168,12 @@ def show_plan(spec: ClusterSpec, plan: LaunchPlan, as_json: bool) -> None:
         return
     console.plan(plan, lines)
     console.environment(plan)
+
+
+def what_changed(plan: LaunchPlan) -> tuple[str, list[str]]:
+    """In words, and on which hosts."""
+    words = ", ".join(f"{node.action} {node.expected.name}" for node in plan.changes)
+    return words, [node.host for node in plan.changes]
 
 
 def plan_document(plan: LaunchPlan, line_of: Callable[[str], str | None]) -> dict[str, Any]:

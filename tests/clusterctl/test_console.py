@@ -16,7 +16,7 @@ import pytest
 from clusterctl import console
 from clusterctl.containers import ContainerSpec
 from clusterctl.errors import ClusterctlError
-from clusterctl.events import Event
+from clusterctl.events import Event, Stage
 from clusterctl.launch import LaunchPlan, NodePlan
 from clusterctl.raycluster import ExpectedNode, Formation, SeenNode
 
@@ -148,7 +148,7 @@ def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
     console.note("noted")
-    console.timeline([("connect", 1.0)])
+    console.timeline([Stage("connect", 1.0)])
     with console.progress() as report:
         report(Event("begin", "connect", host="a"))
         report(Event("warn", "connect", "slow", host="a"))
@@ -170,9 +170,21 @@ def test_force_color_and_no_color(
 
 
 def test_timeline_is_in_proportion(capsys: pytest.CaptureFixture[str]) -> None:
-    console.timeline([("connect", 0.5), ("pull", 12.0)])
+    pull = Stage("pull", 12.0, {"gpu01": 3.0, "gpu02": 11.5})
+    console.timeline([Stage("connect", 0.5, {"gpu01": 0.5}), pull])
     assert capsys.readouterr().err == (
-        "STAGE    TIME\nconnect  0.5 s   ━\npull     12.0 s  ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "STAGE    TIME    SLOWEST HOST\n"
+        "connect  0.5 s                 ━\n"
+        "pull     12.0 s  gpu02 11.5 s  ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+    )
+
+
+def test_a_timeline_stands_beside_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    console.stages([Stage("facts", 1.0), Stage("pull", 2.0)], [Stage("facts", 3.0)])
+    assert capsys.readouterr().out == (
+        "STAGE  TIME   LAST   SLOWEST HOST\n"
+        "facts  1.0 s  3.0 s                ━━━━━━━━━━━━\n"
+        "pull   2.0 s  -                    ━━━━━━━━━━━━━━━━━━━━━━━━\n"
     )
 
 
@@ -198,7 +210,7 @@ def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "gpu02 | pull 37%: Extracting",
         "cluster | formation: 1/2 nodes; missing gpu02 10.0.0.2",
     ]
-    assert [step for step, _ in report.stages] == ["connect", "pull", "formation"]
+    assert [stage.step for stage in report.stages] == ["connect", "pull", "formation"]
 
 
 def test_many_threads_may_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +228,7 @@ def test_many_threads_may_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 LIVE = """
 from clusterctl import console
-from clusterctl.events import Event
+from clusterctl.events import Event, Stage
 with console.progress() as report:
     report(Event("begin", "pull", "an image", host="gpu01"))
     for n in range(200):

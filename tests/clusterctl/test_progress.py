@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterctl.events import Event
+from clusterctl.events import Event, Stage
 from clusterctl.progress import TELL_EVERY_S, Board
 
 
@@ -17,7 +17,16 @@ def test_board_keeps_the_newest_step_of_each_host() -> None:
         ("b", "connect", "", "done", 4.0),
     ]
     assert (rows[0].done, rows[0].total, left_out) == (5, 10, 0)
-    assert board.stages() == [("pull", 2.0), ("connect", 0.0)]
+    assert board.stages() == [Stage("pull", 2.0, {"a": 2.0}), Stage("connect", 0.0, {"b": 0.0})]
+
+
+def test_a_step_lasts_from_its_first_host_to_its_last() -> None:
+    board = Board()
+    board.update(Event("begin", "formation"), 1.0)
+    board.update(Event("begin", "formation", host="b"), 1.5)
+    for host, ended in (("a", 2.0), ("b", 4.25)):
+        board.update(Event("done", "formation", host=host), ended)
+    assert board.stages() == [Stage("formation", 3.25, {"b": 2.75, "a": 1.0})]
 
 
 def test_board_shows_hosts_at_work_first() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -192,6 +193,38 @@ def test_an_openai_client_gets_english_streamed_and_not(bed: Bed, served: str) -
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert "Paris" in whole
     assert streamed == whole
+
+
+def test_the_laptop_reaches_it_over_ssh_alone(bed: Bed, served: str) -> None:
+    question = ["-m", "What is the capital of France?", "--temperature", "0", "--max-tokens", "24"]
+    assert "Paris" in bed.ok("chat", NAME, *question)
+    work = ["--requests", "2", "--input-words", "4", "--output-tokens", "8"]
+    said = json.loads(bed.ok("bench", "--concurrency", "1,2", *work, "--json"))
+    assert [(one["failed"], one["output_tokens"]) for one in said["levels"]] == [(0, 16)] * 2
+
+
+def test_a_tunnel_lasts_until_ctrl_c(bed: Bed, served: str) -> None:
+    argv = [sys.executable, "-m", "clusterctl", "tunnel", NAME, "--local-port", "0", "--json"]
+    env = os.environ | {"XDG_CONFIG_HOME": str(bed.directory)}
+    with subprocess.Popen(argv, cwd=bed.directory, env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = b"".join(iter(process.stdout.readline, b"}\n"))
+        (tunnel,) = json.loads(said + b"}")["tunnels"]
+        client = openai.OpenAI(base_url=tunnel["url"], api_key=KEY, max_retries=0)
+        assert [one.id for one in client.models.list().data] == [f"/models/{MODEL}"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_who_did_what_and_where_the_seconds_went(bed: Bed, served: str) -> None:
+    runs = json.loads(bed.ok("audit", "--json"))["hosts"][bed.head]
+    assert [(run["command"], run["result"]) for run in runs[-1:]] == [("serve", "ok")]
+    told = json.loads(bed.ok("timeline", "--json"))["runs"]
+    assert {"connect", "facts", "create", "formation"} <= {
+        stage["step"] for stage in told["up"][0]["stages"]
+    }
+    formed = next(one for one in told["up"][0]["stages"] if one["step"] == "formation")
+    assert set(formed["hosts"]) == {bed.head, bed.worker}
 
 
 def test_a_wrong_key_is_refused(bed: Bed, served: str) -> None:
