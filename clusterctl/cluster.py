@@ -28,7 +28,7 @@ from clusterctl.spec import ClusterSpec
 NODES_FILE = "nodes.json"
 
 Approve = Callable[[LaunchPlan, Sequence[Deployment]], None]
-"""Raises when the user does not want running deployments to end."""
+"""Raises when the user does not want the plan, which would end these running deployments."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def up(
     """
     spec = session.spec
     with (
-        lock.held(session.head, spec.name, report) as fresh,
+        lock.held(session.head, spec.name, report, wait=spec.limits.lock_wait) as fresh,
         left_behind(session, report, opener) as leaving,
     ):
         found = prospect(session, report, leaving)
         _say_warnings(found, report)
-        if found.plan.disturbed:
+        if found.plan.changes:
             approve(found.plan, _running_deployments(session, found))
         done = _carry_out(session, found, fresh, report, check_sanity=check_sanity)
         _remember(session, found)
@@ -107,6 +107,8 @@ def _say_warnings(found: Prospect, report: Report) -> None:
 
 def _running_deployments(session: Session, found: Prospect) -> tuple[Deployment, ...]:
     """Those that would end. They live on the head: without its container there are none."""
+    if not found.plan.disturbed:
+        return ()
     head = next(node for node in found.plan.nodes if node.expected.role == "head")
     seen = look(session).containers.get(head.host)
     if seen is None or seen.state != "running":

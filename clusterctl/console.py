@@ -40,6 +40,7 @@ class _Settings:
     verbosity: int = 0
     quiet: bool = False
     no_color: bool = False
+    live: Live | None = None  # the picture that is being drawn now
 
 
 _settings = _Settings()
@@ -84,19 +85,7 @@ def log_line(host: str, text: str) -> None:
 
 def plan(plan: LaunchPlan, lines: Mapping[str, str]) -> None:
     """What `up` is going to do; `lines` holds the `docker run` line of each node's name."""
-    table(
-        ("NODE", "ROLE", "ADDRESS", "ACTION", "WHY"),
-        [
-            (
-                node.expected.name,
-                node.expected.role,
-                node.expected.address,
-                _styled(f"{node.action}, pull" if node.pull else node.action),
-                node.reason,
-            )
-            for node in plan.nodes
-        ],
-    )
+    _show(_plan_grid(plan), sys.stdout)
     for name, text in lines.items():
         print(f"\n# {name}\n{text}")
 
@@ -209,6 +198,20 @@ def stages(stages: Sequence[Stage], before: Sequence[Stage] = ()) -> None:
         _show(_stage_grid(stages, before), sys.stdout)
 
 
+def _plan_grid(plan: LaunchPlan) -> RenderableType:
+    rows = [
+        (
+            node.expected.name,
+            node.expected.role,
+            node.expected.address,
+            _styled(f"{node.action}, pull" if node.pull else node.action),
+            node.reason,
+        )
+        for node in plan.nodes
+    ]
+    return _grid(("NODE", "ROLE", "ADDRESS", "ACTION", "WHY"), rows)
+
+
 # --- about the run: stderr -----------------------------------------------------------------------
 
 
@@ -267,12 +270,34 @@ def _slowest(stage: Stage) -> str:
     return f"{host} {stage.hosts[host]:.1f} s"
 
 
-def confirm(question: str) -> bool:
-    """Ask on the terminal. Without one nobody can answer, and the answer is no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+def can_ask() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, *, about: LaunchPlan | None = None) -> bool:
+    """Ask on the terminal, below the plan it is about. Without a terminal the answer is no."""
+    if not can_ask():
         return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    with _picture_stopped():
+        if about is not None:
+            _show(_plan_grid(about), sys.stderr)
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def _picture_stopped() -> Iterator[None]:
+    """What is drawn again and again would run over the question."""
+    live = _settings.live
+    if live is None:
+        yield
+        return
+    live.stop()
+    try:
+        yield
+    finally:
+        live.start()
 
 
 def ask_line(prompt: str) -> str | None:
@@ -336,12 +361,15 @@ def progress() -> Iterator[Progress]:
     live = Live(console=_console(sys.stderr), refresh_per_second=8, transient=True)
     report = Progress(live)
     live.update(report)
+    _settings.live = live
     with live:
         try:
             yield report
         except BaseException:
             live.transient = False
             raise
+        finally:
+            _settings.live = None
 
 
 def _is_live() -> bool:

@@ -17,6 +17,8 @@ from clusterctl.events import Event, Report, silent
 from clusterctl.hoststate import LockAnswer
 from clusterctl.links import HostLink
 
+POLL_S = 1.0
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -42,23 +44,37 @@ def this_run() -> Owner:
 
 
 @contextmanager
-def held(head: HostLink, cluster: str, report: Report = silent) -> Iterator[bool]:
+def held(
+    head: HostLink, cluster: str, report: Report = silent, *, wait: float = 0.0
+) -> Iterator[bool]:
     """Hold the cluster's lock. Gives whether the head had no directory for the cluster before.
 
-    Raises LockHeld naming who has it. A lock whose process ran on this machine and is gone is
-    taken over.
+    Raises LockHeld naming who has it, after `wait` seconds. A lock whose process ran on this
+    machine and is gone is taken over.
     """
-    answer = _take(head, cluster)
-    if answer.holder is not None and (gone := parse_owner(answer.holder)).is_gone:
-        report(Event("warn", "lock", f"taken over from {gone}, which is gone"))
-        hoststate.unlock(head.transport, cluster)
-        answer = _take(head, cluster)
-    if answer.holder is not None:
-        raise _held(head, cluster, parse_owner(answer.holder))
+    deadline = time.monotonic() + wait
+    told = False
+    while (answer := _taken(head, cluster, report)).holder is not None:
+        holder = parse_owner(answer.holder)
+        if time.monotonic() >= deadline:
+            raise _held(head, cluster, holder)
+        if not told:
+            report(Event("note", "lock", f"waiting up to {wait:g} s for {holder}"))
+        told = True
+        time.sleep(POLL_S)
     try:
         yield answer.fresh
     finally:
         _release(head, cluster, report)
+
+
+def _taken(head: HostLink, cluster: str, report: Report) -> LockAnswer:
+    answer = _take(head, cluster)
+    if answer.holder is None or not (gone := parse_owner(answer.holder)).is_gone:
+        return answer
+    report(Event("warn", "lock", f"taken over from {gone}, which is gone"))
+    hoststate.unlock(head.transport, cluster)
+    return _take(head, cluster)
 
 
 def _release(head: HostLink, cluster: str, report: Report) -> None:
@@ -85,7 +101,7 @@ def _held(head: HostLink, cluster: str, holder: Owner) -> LockHeld:
     return LockHeld(
         f"another run holds the lock of cluster {cluster}: {holder}",
         host=head.name,
-        hint=f"wait for it; if it is gone, remove {path} (without root "
+        hint=f"wait for it (--lock-wait SECONDS); if it is gone, remove {path} (without root "
         f"~/.local/state/clusterctl/{cluster}/lock) on {head.name}",
     )
 

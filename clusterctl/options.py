@@ -11,6 +11,7 @@ A command takes the types it needs:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,6 +153,16 @@ Timeout = Annotated[
         "--timeout", metavar="SECONDS", min=0, help="How long to wait.", show_default=False
     ),
 ]
+LockWait = Annotated[
+    float | None,
+    typer.Option(
+        "--lock-wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait for another run on this cluster to end.",
+        show_default=False,
+    ),
+]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -205,3 +216,9 @@ def load_spec(
         accept_new_host_keys=accept_new_host_keys or None,
     )
     return configuration.load_spec(flags).spec
+
+
+def with_lock_wait(spec: ClusterSpec, seconds: float | None) -> ClusterSpec:
+    if seconds is None:
+        return spec
+    return replace(spec, limits=replace(spec.limits, lock_wait=seconds))

@@ -77,6 +77,7 @@ class LimitsSpec:
     pull_timeout: float = 3600.0
     formation_timeout: float = 120.0
     sanity_timeout: float = 180.0
+    lock_wait: float = 0.0
 
 
 @dataclass(frozen=True)

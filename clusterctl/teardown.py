@@ -56,7 +56,8 @@ def _locked(session: Session, report: Report) -> Iterator[None]:
         report(Event("warn", "lock", "not taken: the head cannot be reached"))
         yield
         return
-    with lock.held(session.head, session.spec.name, report):
+    spec = session.spec
+    with lock.held(session.head, spec.name, report, wait=spec.limits.lock_wait):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clusterctl import console
-from clusterctl.options import ClusterName, ConfigFile, Json, load_spec
+from clusterctl.options import ClusterName, ConfigFile, Json, LockWait, load_spec, with_lock_wait
 
 
 def down(
@@ -16,6 +16,7 @@ def down(
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove the state on the hosts too: token, caches.")
     ] = False,
+    lock_wait: LockWait = None,
     as_json: Json = False,
 ) -> None:
     """End deployments, Ray and all containers of the cluster, and see that none is left."""
@@ -24,7 +25,7 @@ def down(
     from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
-    spec = load_spec(config=config, cluster=cluster)
+    spec = with_lock_wait(load_spec(config=config, cluster=cluster), lock_wait)
     with (
         console.progress() as report,
         Session.connect(spec, report=report, partial=True) as session,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clusterctl import console
-from clusterctl.errors import ConfigError
+from clusterctl.errors import ClusterctlError, ConfigError
 from clusterctl.options import (
     AcceptNewHostKeys,
     ClusterName,
@@ -21,12 +21,14 @@ from clusterctl.options import (
     Head,
     Image,
     Json,
+    LockWait,
     ModelDirs,
     SshConfig,
     Timeout,
     Workers,
     Yes,
     load_spec,
+    with_lock_wait,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def up(
         bool, typer.Option("--insecure-ray", help="Run Ray without token authentication.")
     ] = False,
     timeout: Timeout = None,
+    lock_wait: LockWait = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
@@ -95,7 +98,7 @@ def up(
             ssh_config=ssh_config,
             accept_new_host_keys=accept_new_host_keys,
         )
-    spec = adjusted(spec, insecure_ray, timeout)
+    spec = with_lock_wait(adjusted(spec, insecure_ray, timeout), lock_wait)
     with console.progress() as report, Session.connect(spec, report=report) as session:
         if dry_run:
             planned = acting.plan_up(session, report)
@@ -140,15 +143,17 @@ def adjusted(spec: ClusterSpec, insecure_ray: bool, timeout: float | None) -> Cl
 
 
 def approval(yes: bool) -> Approve:
-    """Ends running deployments only after naming them."""
+    """On a terminal the plan is shown and asked for. Elsewhere nobody can be asked: running
+    deployments are not ended then, all else goes on."""
     from clusterctl.cluster import refusal
 
     def approve(plan: LaunchPlan, running: Sequence[Deployment]) -> None:
-        if not running or yes:
+        if yes or not (running or console.can_ask()):
             return
-        refused = refusal(plan, running)
-        if not console.confirm(f"{refused.message}. Go on?"):
-            raise refused
+        ends = refusal(plan, running) if running else None
+        question = f"{ends.message}. Go on?" if ends else "Go on?"
+        if not console.confirm(question, about=plan):
+            raise ends or ClusterctlError("not confirmed: nothing was changed")
 
     return approve
 

@@ -274,6 +274,8 @@ class Limits(Section):
     pull_timeout: Seconds = LimitsSpec.pull_timeout
     formation_timeout: Seconds = LimitsSpec.formation_timeout
     sanity_timeout: Seconds = LimitsSpec.sanity_timeout
+    lock_wait: Annotated[float, Field(ge=0)] = LimitsSpec.lock_wait
+    """How long `up` and `down` wait for another run on the same cluster to end."""
 
 
 class Ssh(Section):

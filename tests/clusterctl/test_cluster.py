@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clusterctl import cluster, clusters, hoststate, images, lock, sanity, status, teardown
-from clusterctl.commands.up import show
+from clusterctl import cluster, clusters, console, hoststate, images, lock, sanity, status, teardown
+from clusterctl.commands.up import approval, show
 from clusterctl.errors import (
     ClusterctlError,
     LockHeld,
@@ -294,6 +296,25 @@ def test_a_running_deployment_is_asked_about_before_its_node_is_replaced(bed: Be
         cluster.up(bed.session(changed), report=silent, approve=refuse, check_sanity=False)
     assert raised.value.message.startswith("this would end deployment m: gpu01 (")
     assert bed.containers() == before
+
+
+def test_only_a_plan_that_changes_something_is_asked_about(bed: Bed) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def approve(plan: LaunchPlan, running: Sequence[Deployment]) -> None:
+        asked.append((len(plan.changes), len(running)))
+
+    for _ in range(2):
+        cluster.up(bed.session(SPEC), report=silent, approve=approve, check_sanity=False)
+    assert asked == [(3, 0)]
+
+
+def test_a_plan_that_is_declined_changes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "can_ask", lambda: True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    with pytest.raises(ClusterctlError, match="not confirmed: nothing was changed"):
+        cluster.up(bed.session(SPEC), report=silent, approve=approval(yes=False))
+    assert nothing_left(bed)
 
 
 def test_without_the_check_nothing_is_called_verified(

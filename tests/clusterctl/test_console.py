@@ -237,13 +237,27 @@ with console.progress() as report:
 """
 
 
-def on_a_terminal(program: str) -> str:
-    """Everything the program wrote, with stderr a terminal."""
+ASK = """
+from clusterctl import console
+from clusterctl.events import Event
+with console.progress() as report:
+    report(Event("begin", "lock", "held", host="gpu01"))
+    answer = console.confirm("Go on?")
+    report(Event("warn", "lock", f"answer {answer}", host="gpu01"))
+"""
+
+
+def on_a_terminal(program: str, typed: bytes = b"") -> str:
+    """Everything the program wrote, with stdin and stderr a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        [sys.executable, "-c", program],
+        stdin=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
     )
     os.close(theirs)
+    os.write(ours, typed)
     said = b""
     try:
         while chunk := os.read(ours, 65536):
@@ -259,6 +273,13 @@ def test_live_display_and_warnings_do_not_wait_for_each_other() -> None:
     said = on_a_terminal(LIVE.replace("END", "pass"))
     assert "gpu01 | pull: warning: said 199" in said
     assert said.rstrip().endswith("\x1b[2K")  # the picture is wiped
+
+
+@pytest.mark.parametrize(("typed", "answer"), [(b"y\n", True), (b"\n", False), (b"no\n", False)])
+def test_a_question_stops_the_picture(typed: bytes, answer: bool) -> None:
+    said = on_a_terminal(ASK, typed)
+    assert "Go on? [y/N] " in said
+    assert f"answer {answer}" in said
 
 
 def test_after_an_error_the_picture_stays() -> None:

@@ -53,6 +53,23 @@ def test_a_directory_that_was_there_stays(head: HostLink, transport: StateTransp
     assert hoststate.read(transport, "c", "spec.json") == "{}"
 
 
+def test_a_second_run_waits_as_long_as_it_is_told_to(
+    head: HostLink, transport: StateTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(transport, owner="ann", host="laptop")
+    told: list[Event] = []
+
+    def release(_: float) -> None:
+        hoststate.unlock(transport, "c")
+
+    monkeypatch.setattr("clusterctl.lock.time.sleep", release)
+    with lock.held(head, "c", told.append, wait=60):
+        assert (transport.state / "c/lock/owner").exists()
+    assert [event.message.partition(",")[0] for event in told] == [
+        "waiting up to 60 s for ann on laptop"
+    ]
+
+
 def test_a_second_run_is_refused_and_told_who_holds_it(
     head: HostLink, transport: StateTransport
 ) -> None:
