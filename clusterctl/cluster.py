@@ -12,6 +12,7 @@ from clusterctl.config import spec_to_dict
 from clusterctl.doctor.image import Held, ImageContents, judge_images
 from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report
+from clusterctl.images import PullPolicy
 from clusterctl.journal import Journal
 from clusterctl.launch import RAY_TOKEN, LaunchPlan, NodePlan
 from clusterctl.links import Opener
@@ -40,10 +41,11 @@ class Up:
     sanity: str | None
 
 
-def plan_up(session: Session, report: Report) -> LaunchPlan:
+def plan_up(session: Session, report: Report, *, pull: PullPolicy = "missing") -> LaunchPlan:
     """What `up` would do now. Nothing is changed, on any host."""
     with left_behind(session, report) as leaving:
         found = prospect(session, report, leaving)
+    images.check_policy(found.plan, session.spec.image, pull)
     _say_warnings(found, report)
     return found.plan
 
@@ -54,6 +56,7 @@ def up(
     report: Report,
     approve: Approve,
     check_sanity: bool = True,
+    pull: PullPolicy = "missing",
     opener: Opener | None = None,
 ) -> Up:
     """Bring the cluster to what its spec asks for. On any failure what this run made is undone.
@@ -65,7 +68,10 @@ def up(
         lock.held(session.head, spec.name, report, wait=spec.limits.lock_wait) as fresh,
         left_behind(session, report, opener) as leaving,
     ):
+        if pull == "always":
+            images.pull(session, spec.image, [node.name for node in spec.nodes], report)
         found = prospect(session, report, leaving)
+        images.check_policy(found.plan, spec.image, pull)
         _say_warnings(found, report)
         if found.plan.changes:
             approve(found.plan, _running_deployments(session, found))

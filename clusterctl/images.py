@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Literal
 
 from clusterctl.config.saved import cache_dir
 from clusterctl.doctor.image import Held, ImageContents
@@ -14,13 +15,15 @@ from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
 from clusterctl.fanout import Done, Failed, Outcome, fan_out
 from clusterctl.journal import Journal
-from clusterctl.launch import devices_of
+from clusterctl.launch import LaunchPlan, devices_of
 from clusterctl.links import HostLink
 from clusterctl.runtime import PullProgress
 from clusterctl.session import Session, results
 from clusterctl.spec import ClusterSpec
 
 PROBE_VERSION = 1  # of what is kept: another probe asks again
+
+PullPolicy = Literal["always", "missing", "never"]
 
 # Metadata only: importing torch and ray would cost ten seconds a host.
 _PROBE = """
@@ -51,6 +54,17 @@ print(json.dumps({
     "compat_first": any("/compat" in path for path in paths),
 }))
 """
+
+
+def check_policy(plan: LaunchPlan, image: str, policy: PullPolicy) -> None:
+    """Raises PreflightFailed naming the hosts that would have to pull, where nobody may."""
+    lacking = [node.host for node in plan.made if node.pull]
+    if policy == "never" and lacking:
+        raise PreflightFailed(
+            f"image {image} is not there, and --pull never",
+            host=", ".join(lacking),
+            hint="clusterctl image push, or --pull missing",
+        )
 
 
 def pull(session: Session, image: str, names: Sequence[str], report: Report) -> None:

@@ -78,7 +78,8 @@ class LaunchPlan:
 @dataclass(frozen=True)
 class Place:
     """What was seen of one node's host. `home` is Runtime.home, `state_dir` the directory that
-    the host keeps for this cluster; `fabric` what its RDMA ports ask for."""
+    the host keeps for this cluster; `image_id` of the spec's image there, None: not known;
+    `fabric` what its RDMA ports ask for."""
 
     facts: HostFacts
     address: str
@@ -87,6 +88,7 @@ class Place:
     state_dir: str
     containers: tuple[SeenContainer, ...] = ()
     image_present: bool = True
+    image_id: str | None = None
     fabric: Variables = field(default_factory=dict)
 
 
@@ -162,7 +164,8 @@ def container_for(
         env=node_environment(spec, node, place),
         mounts=_mounts(spec, place),
     )
-    asked = _with_devices(_with_rdma(bare, place.facts), expected, place.facts, spec, node)
+    seen = _with_profiling(_with_rdma(bare, place.facts), spec)
+    asked = _with_devices(seen, expected, place.facts, spec, node)
     labels = {
         LABEL_CLUSTER: spec.name,
         LABEL_NODE: node.name,
@@ -299,6 +302,13 @@ def _with_rdma(container: ContainerSpec, facts: HostFacts) -> ContainerSpec:
     )
 
 
+def _with_profiling(container: ContainerSpec, spec: ClusterSpec) -> ContainerSpec:
+    """The driver shows performance counters to admins only."""
+    if not spec.profiling:
+        return container
+    return replace(container, cap_add=(*container.cap_add, "CAP_SYS_ADMIN"))
+
+
 def _with_devices(
     container: ContainerSpec,
     expected: ExpectedNode,
@@ -323,7 +333,7 @@ def _decide(spec: ClusterSpec, node: NodeSpec, places: Mapping[str, Place]) -> N
     place = places[node.name]
     wanted = container_for(spec, node, place, places[spec.head].address)
     seen = next((one for one in place.containers if one.labels.get(LABEL_NODE) == node.name), None)
-    action, reason = _judge(wanted, seen)
+    action, reason = _judge(wanted, seen, place.image_id)
     return NodePlan(
         expected=expected_node(spec, node, place),
         action=action,
@@ -336,11 +346,15 @@ def _decide(spec: ClusterSpec, node: NodeSpec, places: Mapping[str, Place]) -> N
     )
 
 
-def _judge(wanted: ContainerSpec, seen: SeenContainer | None) -> tuple[Action, str]:
+def _judge(
+    wanted: ContainerSpec, seen: SeenContainer | None, image_id: str | None
+) -> tuple[Action, str]:
     if seen is None:
         return "create", "no container yet"
     if seen.image != wanted.image:
         return "replace", f"image was {seen.image}"
+    if image_id is not None and seen.image_id != image_id:
+        return "replace", "its image has been pulled or built anew since"
     if seen.labels.get(LABEL_SPEC_HASH) != wanted.labels[LABEL_SPEC_HASH]:
         return "replace", "what was asked for has changed"
     if seen.labels.get(LABEL_ROLE) != wanted.labels[LABEL_ROLE]:

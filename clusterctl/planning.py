@@ -42,7 +42,7 @@ class Prospect:
 class _Host:
     has_state: bool
     containers: tuple[SeenContainer, ...] = ()
-    image_present: bool = False
+    image_id: str | None = None
 
 
 def prospect(session: Session, report: Report, leaving: Session | None) -> Prospect:
@@ -81,7 +81,7 @@ def _look(spec: ClusterSpec, link: HostLink, facts: HostFacts) -> _Host:
     return _Host(
         has_state,
         tuple(link.runtime.containers({LABEL_CLUSTER: spec.name})),
-        link.runtime.image_id(spec.image) is not None,
+        link.runtime.image_id(spec.image),
     )
 
 
@@ -153,7 +153,8 @@ def _place(
         home=link.runtime.home,
         state_dir=hoststate.path_for(facts.host, spec.name),
         containers=host.containers,
-        image_present=host.image_present,
+        image_present=host.image_id is not None,
+        image_id=host.image_id,
     )
 
 

@@ -79,6 +79,17 @@ class ProcessHost:
     def pull(self, reference: str, on_progress: Callable[[PullProgress], None]) -> str:
         return f"python-{platform.python_version()}"
 
+    def build(
+        self,
+        tag: str,
+        dockerfile: bytes,
+        arguments: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> None:
+        raise ClusterctlError(
+            "a cluster of processes has no image: it runs in this Python", host=self.host
+        )
+
     def create(self, spec: ContainerSpec) -> str:
         if self._read() is not None:
             raise ClusterctlError(f"{self.root} holds a node already", host=self.host)

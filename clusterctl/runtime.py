@@ -52,6 +52,17 @@ class Runtime(Protocol):
 
     def pull(self, reference: str, on_progress: Callable[[PullProgress], None]) -> str: ...
 
+    def build(
+        self,
+        tag: str,
+        dockerfile: bytes,
+        arguments: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> None:
+        """Make an image of a Dockerfile without context, over the host's own network. Raises
+        ClusterctlError with what the failing step said last."""
+        ...
+
     def create(self, spec: ContainerSpec) -> str: ...
 
     def put_files(self, container_id: str, files: Iterable[ContainerFile]) -> None: ...

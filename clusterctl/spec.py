@@ -108,7 +108,8 @@ class SshSpec:
 class ClusterSpec:
     """A whole cluster as asked for. The head is one of the nodes.
 
-    runtime "docker": one container a node over SSH. runtime "process": processes on this machine
+    `profiling`: profilers may read the GPUs' performance counters (CAP_SYS_ADMIN). runtime
+    "docker": one container a node over SSH. runtime "process": processes on this machine
     (`up --local`), each node with a loopback address of its own.
     """
 
@@ -127,6 +128,7 @@ class ClusterSpec:
     limits: LimitsSpec = LimitsSpec()
     ssh: SshSpec = SshSpec()
     docker_socket: str = "/var/run/docker.sock"
+    profiling: bool = False
     runtime: Literal["docker", "process"] = "docker"
 
     @property

@@ -246,6 +246,19 @@ class FakeRuntime:
         self.images[reference] = f"sha256:{reference}"
         return self.images[reference]
 
+    def build(
+        self,
+        tag: str,
+        dockerfile: bytes,
+        arguments: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> None:
+        self._call("build", tag)
+        if arguments.get("BASE") not in self.images:
+            raise ClusterctlError(f"building {tag} failed", host=self.host)
+        on_line("Step 1/2 : FROM ${BASE}")
+        self.images[tag] = f"sha256:{tag}"
+
     def create(self, spec: ContainerSpec) -> str:
         self._call("create", spec.name)
         if spec.image not in self.images:

@@ -8,6 +8,7 @@ import typer
 
 from clusterctl import console
 from clusterctl.commands.model import HelperImage, Port, Source, show_pushed, with_source
+from clusterctl.errors import ConfigError
 from clusterctl.options import ClusterName, ConfigFile, Hosts, Json, command_group, load_spec
 
 if TYPE_CHECKING:
@@ -55,6 +56,72 @@ def push(
     ):
         done = images.push(session, image or spec.image, options, report, source=source)
     show_pushed(done, as_json=as_json, image=image or spec.image)
+
+
+@app.command()
+def build(
+    base: Annotated[
+        str | None,
+        typer.Option("--from", metavar="IMAGE", help="Without Ray. Default: the cluster's image."),
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="IMAGE", help="Of the new image; from its base.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="VERSION", help="Default: the one we test with.")
+    ] = None,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--build-arg", metavar="NAME=VALUE", help="For pip: PIP_INDEX_URL=...; repeat."
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    cluster: ClusterName = None,
+    helper_image: HelperImage = None,
+    port: Port = 0,
+    as_json: Json = False,
+) -> None:
+    """Add Ray to an image that lacks it (stock vLLM images do), and bring it onto every node.
+
+    Built on the head and passed on, so that it is the same image everywhere; refused when it is
+    not its base with Ray and nothing else.
+
+    \b
+      clusterctl image build --from vllm/vllm-openai:v0.19.1
+    """
+    from dataclasses import asdict
+
+    from clusterctl import imagebuild
+    from clusterctl.launch import proxy_environment
+    from clusterctl.session import Session
+    from clusterctl.transfer import models
+
+    spec = load_spec(config=config, cluster=cluster)
+    base, ray = base or spec.image, ray or imagebuild.RAY
+    name = tag or imagebuild.tag_for(base, ray)
+    arguments = {**proxy_environment(spec), **parsed_arguments(build_arg or [])}
+    options = models.Options(helper_image or spec.image, port)
+    with (
+        console.progress() as report,
+        Session.connect(spec, report=report) as session,
+    ):
+        done = imagebuild.build(session, base, name, ray, arguments, options, report)
+    if as_json:
+        held = {"tag": done.tag, **asdict(done.contents)}
+        console.json({"schema_version": console.SCHEMA_VERSION, **held})
+        return
+    console.line(f"{done.tag}: {done.contents}")
+    if done.pushed is not None:
+        show_pushed(done.pushed, as_json=False, image=done.tag)
+    console.line(f"set `image: {done.tag}` in cluster.yaml, then: clusterctl up")
+
+
+def parsed_arguments(given: list[str]) -> dict[str, str]:
+    for one in given:
+        if "=" not in one:
+            raise ConfigError(f"--build-arg {one!r} is not NAME=VALUE")
+    return {name: value for name, _, value in (one.partition("=") for one in given)}
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -63,6 +63,14 @@ def up(
     insecure_ray: Annotated[
         bool, typer.Option("--insecure-ray", help="Run Ray without token authentication.")
     ] = False,
+    pull: Annotated[
+        Literal["always", "missing", "never"],
+        typer.Option("--pull", help="Of the image; always: nodes whose image is older are remade."),
+    ] = "missing",
+    profiling: Annotated[
+        bool,
+        typer.Option("--profiling", help="Profilers may read GPU counters: adds CAP_SYS_ADMIN."),
+    ] = False,
     timeout: Timeout = None,
     lock_wait: LockWait = None,
     dry_run: DryRun = False,
@@ -98,14 +106,19 @@ def up(
             ssh_config=ssh_config,
             accept_new_host_keys=accept_new_host_keys,
         )
-    spec = with_lock_wait(adjusted(spec, insecure_ray, timeout), lock_wait)
+    spec = adjusted(spec, insecure_ray, timeout, profiling=profiling)
+    spec = with_lock_wait(spec, lock_wait)
     with console.progress() as report, Session.connect(spec, report=report) as session:
         if dry_run:
-            planned = acting.plan_up(session, report)
+            planned = acting.plan_up(session, report, pull=pull)
         else:
             with recorded(session, "up", report) as run:
                 done = acting.up(
-                    session, report=report, approve=approval(yes), check_sanity=not no_sanity
+                    session,
+                    report=report,
+                    approve=approval(yes),
+                    check_sanity=not no_sanity,
+                    pull=pull,
                 )
                 run.what, run.hosts = what_changed(done.plan)
     if dry_run:
@@ -134,7 +147,11 @@ def parsed_devices(text: str | None) -> DevicesSpec | None:
     return configuration.load_flags(flags).spec.devices
 
 
-def adjusted(spec: ClusterSpec, insecure_ray: bool, timeout: float | None) -> ClusterSpec:
+def adjusted(
+    spec: ClusterSpec, insecure_ray: bool, timeout: float | None, *, profiling: bool = False
+) -> ClusterSpec:
+    if profiling:
+        spec = replace(spec, profiling=True)
     if insecure_ray:
         spec = replace(spec, ray=replace(spec.ray, insecure=True))
     if timeout is not None:

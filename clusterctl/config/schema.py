@@ -310,6 +310,8 @@ class Cluster(Section):
     limits: Limits = Limits()
     ssh: Ssh = Ssh()
     docker_socket: Directory = ClusterSpec.docker_socket
+    profiling: bool = ClusterSpec.profiling
+    """Let profilers read the GPUs' performance counters: adds CAP_SYS_ADMIN to every container."""
     runtime: Literal["docker", "process"] = ClusterSpec.runtime
     """process: the nodes are processes on this machine (`up --local`)."""
 
@@ -330,6 +332,7 @@ class Cluster(Section):
             limits=self.limits.make(LimitsSpec),
             ssh=self.ssh.make(SshSpec),
             docker_socket=self.docker_socket,
+            profiling=self.profiling,
             runtime=self.runtime,
         )
 

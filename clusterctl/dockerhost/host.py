@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +29,7 @@ from clusterctl.dockerhost.helper import HelperStream
 from clusterctl.dockerhost.pullmeter import PullMeter
 from clusterctl.dockerhost.registry import host_login
 from clusterctl.dockerhost.wire import api_client
-from clusterctl.errors import CommandFailed, NotReady
+from clusterctl.errors import ClusterctlError, CommandFailed, NotReady
 from clusterctl.runtime import PullProgress, SeenContainer
 from clusterctl.spec import LimitsSpec
 from clusterctl.trace import Trace, untraced
@@ -37,6 +39,7 @@ from clusterctl.transport.terminal import attach, terminal_type
 
 CHUNK = 32768
 GONE_S = 20
+BUILD_LINES = 12  # that an error shows
 NOT_FOUND = 127
 NO_SUCH_PROGRAM = "executable file not found"
 
@@ -124,6 +127,35 @@ class DockerHost:
                 on_progress(meter.feed(event))
                 self._left(deadline, f"pulling {reference}")
             return str(self._docker.inspect_image(reference)["Id"])
+
+    def build(
+        self,
+        tag: str,
+        dockerfile: bytes,
+        arguments: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> None:
+        deadline = time.monotonic() + self._pull_timeout
+        doing = f"building {tag}"
+        said: deque[str] = deque(maxlen=BUILD_LINES)
+        context = archive.pack([ContainerFile("Dockerfile", dockerfile)])
+        with translated(self.host, doing):
+            for event in self._docker.build(
+                fileobj=io.BytesIO(context),
+                custom_context=True,
+                tag=tag,
+                buildargs=dict(arguments),
+                network_mode="host",
+                rm=True,
+                forcerm=True,
+                decode=True,
+            ):
+                for line in str(event.get("stream", "")).splitlines():
+                    said.append(line)
+                    on_line(line)
+                if "error" in event:
+                    raise ClusterctlError("\n  ".join([f"{doing} failed", *said]), host=self.host)
+                self._left(deadline, doing)
 
     def create(self, spec: ContainerSpec) -> str:
         with translated(self.host, f"creating {spec.name}"):

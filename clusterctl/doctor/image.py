@@ -42,6 +42,11 @@ class ImageContents:
     compat: str | None = None
     compat_first: bool = False
 
+    def __str__(self) -> str:
+        """For people: what is there, by name."""
+        there = ((name, getattr(self, name)) for name in ("python", "ray", "torch", "vllm", "nccl"))
+        return ", ".join(f"{name} {version}" for name, version in there if version) or "no python3"
+
 
 @dataclass(frozen=True)
 class Held:
@@ -100,7 +105,7 @@ def contents(one: Held, found: ImageContents) -> Said:
         return fail(
             f"image {one.image} has no {' and no '.join(lacks)}",
             "--image with one that has python3, ray and torch; stock vLLM images lack ray since "
-            "v0.18: FROM it and `RUN pip install 'ray[default]>=2.52'`",
+            f"v0.18: `clusterctl image build --from {one.image}` makes one that has it",
         )
     if _too_old(found.ray or "") and not one.insecure_ray:
         return fail(
@@ -233,7 +238,7 @@ def versions(whole: HeldByAll) -> Iterator[Answer]:
     )
     yield fail(
         f"image {whole.image} is not the same on all hosts: {said}",
-        f"docker pull {whole.image} on every host, or name it by digest",
+        f"clusterctl up --pull always, or name {whole.image} by digest",
         cause=_CAUSES.get(odd[0]),
         values={"versions": said},
     )

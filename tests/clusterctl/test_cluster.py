@@ -21,6 +21,7 @@ from clusterctl.errors import (
     Unreachable,
 )
 from clusterctl.events import Event, silent
+from clusterctl.images import PullPolicy
 from clusterctl.journal import Journal
 from clusterctl.launch import RAY_TOKEN, LaunchPlan
 from clusterctl.serving.records import Deployment
@@ -69,12 +70,18 @@ def approve_all(plan: LaunchPlan, running: Sequence[Deployment]) -> None:
     """Nobody minds."""
 
 
-def up(bed: Bed, spec: ClusterSpec = SPEC, report: list[Event] | None = None) -> cluster.Up:
+def up(
+    bed: Bed,
+    spec: ClusterSpec = SPEC,
+    report: list[Event] | None = None,
+    pull: PullPolicy = "missing",
+) -> cluster.Up:
     return cluster.up(
         bed.session(spec),
         report=silent if report is None else report.append,
         approve=approve_all,
         check_sanity=False,
+        pull=pull,
     )
 
 
@@ -242,6 +249,31 @@ def test_an_absent_image_is_pulled_with_progress(bed: Bed) -> None:
     up(bed, report=events)
     pulled = [(e.host, e.done, e.total) for e in events if e.kind == "progress"]
     assert pulled == [("gpu02", 0, 100), ("gpu02", 100, 100)]
+
+
+def pulls(bed: Bed) -> dict[str, int]:
+    return {
+        name: sum(call[0] == "pull" for call in one.calls) for name, one in bed.runtimes.items()
+    }
+
+
+def test_pull_never_names_the_host_that_would_have_to(bed: Bed) -> None:
+    bed.runtimes["gpu02"].images.clear()
+    with pytest.raises(PreflightFailed, match="is not there, and --pull never") as raised:
+        up(bed, pull="never")
+    assert raised.value.host == "gpu02"
+    assert set(pulls(bed).values()) == {0}
+    assert nothing_left(bed)
+
+
+def test_pull_always_remakes_the_nodes_whose_image_is_older(bed: Bed) -> None:
+    up(bed)
+    assert up(bed, pull="always").plan.changes == ()
+    assert set(pulls(bed).values()) == {1}
+    for name in ("gpu01", "gpu02", "gpu03"):
+        bed.runtimes[name].images[IMAGE] = "sha256:newer"
+    reasons = {node.reason for node in up(bed).plan.changes}
+    assert reasons == {"its image has been pulled or built anew since"}
 
 
 def test_interrupted_while_it_acts_it_undoes_and_says_so(bed: Bed) -> None:

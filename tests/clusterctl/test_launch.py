@@ -145,6 +145,22 @@ def test_an_image_is_pulled_where_it_is_needed_and_absent() -> None:
     assert [node.pull for node in plan(TWO, absent, {}).nodes] == [False, True]
 
 
+def test_a_node_whose_image_is_another_one_by_now_is_made_anew() -> None:
+    """The same name, pulled or built again."""
+    newer = {name: replace(one, image_id="sha2") for name, one in places(**both()).items()}
+    assert [action for _, action, _ in decided(plan(TWO, newer, {}))] == ["replace", "replace"]
+    same = {name: replace(one, image_id="sha") for name, one in places(**both()).items()}
+    assert plan(TWO, same, {}).changes == ()
+
+
+def test_profilers_are_let_in_only_when_asked_for() -> None:
+    def capabilities(spec: ClusterSpec) -> tuple[str, ...]:
+        return container_for(spec, spec.nodes[0], places()["gpu01"], "10.0.0.1").cap_add
+
+    assert capabilities(TWO) == ()
+    assert capabilities(replace(TWO, profiling=True)) == ("CAP_SYS_ADMIN",)
+
+
 def test_the_container_of_a_worker() -> None:
     made = container_for(TWO, TWO.nodes[1], places()["gpu02"], "10.0.0.1")
     assert made.name == "clusterctl-test-gpu02"

@@ -54,10 +54,10 @@ class RunningTestbed:
         taken: dict[str, Any] = json.loads(self.command("snapshot", host))
         return taken
 
-    def command(self, *words: str) -> str:
+    def command(self, *words: str, timeout: float = COMMAND_S) -> str:
         """Standard output of `scripts/testbed WORDS` for this testbed."""
         argv = [str(SCRIPT), "--name", self.name, "--state", str(self.cluster_yaml.parent), *words]
-        return _output(argv)
+        return _output(argv, timeout=timeout)
 
     @contextmanager
     def fault(self, host: str, kind: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from .conftest import RunningTestbed
+from .reference import greedy
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "SmolLM2-135M-Instruct"
@@ -71,20 +72,7 @@ def laptop(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def expected(testbed: RunningTestbed) -> dict[str, str]:
-    """transformers' own continuations: greedy, float32, on this machine."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(testbed.models / MODEL)
-    model = AutoModelForCausalLM.from_pretrained(testbed.models / MODEL, dtype=torch.float32)
-    texts = {}
-    for prompt in PROMPTS:
-        tokens = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            out = model.generate(**tokens, do_sample=False, max_new_tokens=MAX_TOKENS)
-        new = out[0, tokens["input_ids"].shape[1] :]
-        texts[prompt] = str(tokenizer.decode(new, skip_special_tokens=True))
-    return texts
+    return greedy(testbed.models / MODEL, PROMPTS, MAX_TOKENS)
 
 
 def whole(client: openai.OpenAI, model: str, prompt: str) -> str:
