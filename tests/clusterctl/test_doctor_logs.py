@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from clusterctl.doctor.logs import diagnose_sources
 from clusterctl.doctor.logs.reading import Source, said
 from clusterctl.doctor.logs.signature import signatures
 
 SAMPLES = [(one.id, text) for one in signatures().values() for text in one.samples]
+VARIANTS = yaml.safe_load((Path(__file__).parents[1] / "data/logs/variants.yaml").read_text())
 NOT_SAMPLES = [(one.id, text) for one in signatures().values() for text in one.not_samples]
 
 
@@ -24,6 +28,14 @@ def test_a_sample_is_read_as_its_cause(cause: str, text: str) -> None:
 @pytest.mark.parametrize(("cause", "text"), NOT_SAMPLES)
 def test_what_looks_alike_is_not_read_so(cause: str, text: str) -> None:
     assert cause not in causes(text)
+
+
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=[f"{n}-{one['cause']}" for n, one in enumerate(VARIANTS)]
+)
+def test_a_log_is_read_whatever_carried_it(variant: dict[str, str]) -> None:
+    read = causes(variant["log"])
+    assert (read[0] if read else "healthy") == variant["cause"]
 
 
 def test_marks_of_ray_and_vllm_are_stripped() -> None:

@@ -19,7 +19,8 @@ _ECHO = re.compile(
     r"ActorDied|ActorHandleNotFound|EngineDead|EngineGenerateError|See (?:root cause|stack trace)"
     r"|Engine core initialization failed|WorkerProc initialization failed|KeyboardInterrupt"
     r"|CancelledError|SystemExit|leaked (?:semaphore|shared_memory)|RayTaskError\(|NotFoundError'"
-    r"|died unexpectedly|Executor failed|resource_tracker|GeneratorExit|BadRequest"
+    r"|died unexpectedly|Executor failed|resource_tracker|GeneratorExit"
+    r"|BadRequest|maximum context length"  # what a client did wrong
 )
 # "(RankActor pid=71, ip=10.0.0.2) ": Ray writes it before what its actors print.
 _ACTOR = re.compile(r"^(?:\x1b\[\d+m)?\((?P<who>\w+ pid=\d+(?:, ip=[\d.]+)?)\)(?:\x1b\[0m)? ?")
