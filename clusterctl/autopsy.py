@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from clusterctl.containers import LABEL_CLUSTER, LABEL_NODE
 from clusterctl.doctor.check import Finding
 from clusterctl.doctor.logs import diagnose_sources
 from clusterctl.doctor.logs.ranking import LIKELY
 from clusterctl.doctor.logs.reading import Source
+from clusterctl.errors import NotReady, PreflightFailed
 from clusterctl.fanout import Done
 from clusterctl.links import HostLink
 from clusterctl.session import Session
+
+Error = TypeVar("Error", PreflightFailed, NotReady)
 
 TAIL_LINES = 2000
 RAY_LOGS_S = 20.0
@@ -34,6 +38,16 @@ def root_cause(session: Session, own: Sequence[Source] = ()) -> Finding | None:
     if (found := _cause(first)) is not None and found.confidence >= LIKELY:
         return found
     return _cause([*first, *collect(session)]) or found
+
+
+def diagnosed(error: Error, logs: Sequence[Source]) -> Error:
+    """The error with the cause that these logs tell, and its fix. What only follows from a failure
+    is left out: the error says that much itself."""
+    found = _cause(list(logs))
+    if found is None or found.confidence < LIKELY:
+        return error
+    message, hint = f"{error.message}\n{told(found)}", found.fix or error.hint
+    return type(error)(message, host=error.host, hint=hint, cause=found.cause)
 
 
 def told(finding: Finding) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Literal
 
+from clusterctl import autopsy
 from clusterctl.config.saved import cache_dir
 from clusterctl.doctor.image import Held, ImageContents
+from clusterctl.doctor.logs.reading import Source
 from clusterctl.errors import ClusterctlError, PreflightFailed, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
@@ -82,11 +84,13 @@ def pull(session: Session, image: str, names: Sequence[str], report: Report) -> 
         except Unreachable:
             raise
         except ClusterctlError as error:
-            raise PreflightFailed(
+            failed = PreflightFailed(
                 error.message,
                 host=link.name,
                 hint=error.hint or f"docker pull {image} on {link.name}, or --image with another",
-            ) from error
+            )
+            said = Source(f"docker pull on {link.name}", error.message.encode(), link.name)
+            raise autopsy.diagnosed(failed, [said]) from error
         report(Event("done", "pull", image, link.name))
 
     results(session.each(bring, names))

@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from clusterctl import enginepackage, hoststate
+from clusterctl import autopsy, enginepackage, hoststate
+from clusterctl.doctor.logs.reading import Source
 from clusterctl.enginepackage import TORCH_ONLY, EnginePackage
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
@@ -62,10 +63,23 @@ def check(
     if not found.passed:
         # Kept, and covering no container: `status` must not take a failure for a check skipped.
         _keep(session, Record("failed", time.time(), {}))
-        raise failure(found)
+        raise autopsy.diagnosed(failure(found), _said(found))
     _keep(session, Record(found.summary(), time.time(), identities(members)))
     report(Event("done", "sanity", found.summary()))
     return found
+
+
+def _said(found: SanityReport) -> list[Source]:
+    """What the ranks that failed said of it, host by host."""
+    lines = {host: [why] for host, why in found.lost.items()}
+    for verdict in found.verdicts:
+        if not verdict.ok:
+            said = verdict.detail.split(" | ")
+            lines.setdefault(found.hosts[verdict.rank], []).extend(said)
+    return [
+        Source(f"collective check on {host}", "\n".join(said).encode(), host)
+        for host, said in lines.items()
+    ]
 
 
 def deliver(session: Session, members: Sequence[Member], package: EnginePackage) -> dict[str, str]:

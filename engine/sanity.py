@@ -31,6 +31,7 @@ BEGIN = "@sanity-begin "
 VERDICT = "@sanity-verdict "
 START = "start"  # from the process being created to torch being usable
 LAST_STEP = "bandwidth"
+NCCL_WARNINGS = 3  # of a rank that failed, shown with it
 GRACE_S = 15.0  # what a rank may need, beyond its own deadlines, to say so
 
 
@@ -143,9 +144,15 @@ class RankProcess:
 
     def _with_transports(self, verdict: Verdict) -> Verdict:
         log = self._nccl_log.read_text(errors="replace") if self._nccl_log.exists() else ""
-        last_words = log.splitlines()[-1:] if not verdict.ok else []
-        detail = " | NCCL: ".join([verdict.detail, *last_words])
+        words = [] if verdict.ok else _last_words(log)
+        detail = " | NCCL: ".join([verdict.detail, *words])
         return replace(verdict, transports=transports(log), links=links(log), detail=detail)
+
+
+def _last_words(nccl_log: str) -> list[str]:
+    """What NCCL warned of, first warnings first; where it did not, its last line."""
+    lines = nccl_log.splitlines()
+    return [line for line in lines if "NCCL WARN" in line][:NCCL_WARNINGS] or lines[-1:]
 
 
 def spawn(args: argparse.Namespace, scratch: Path) -> list[RankProcess]:

@@ -229,6 +229,22 @@ def test_an_image_that_cannot_be_pulled(bed: Bed) -> None:
     assert nothing_left(bed)
 
 
+def test_a_pull_that_fails_ends_with_its_diagnosis(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = "failed to register layer: write /usr/lib/libtorch.so: no space left on device"
+
+    def pull(reference: str, on_progress: object) -> str:
+        raise ClusterctlError(f"pulling {reference}: {full}", host="gpu02")
+
+    bed.runtimes["gpu02"].images.clear()
+    monkeypatch.setattr(bed.runtimes["gpu02"], "pull", pull)
+    with pytest.raises(PreflightFailed, match=r"diagnosis: .*\(docker-no-space\)") as raised:
+        up(bed)
+    assert (raised.value.host, raised.value.cause) == ("gpu02", "docker-no-space")
+    assert nothing_left(bed)
+
+
 def test_an_undo_waits_for_a_look_into_the_image(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, settled = Journal(), []
 

@@ -188,3 +188,21 @@ def test_a_failed_check_takes_an_old_pass_away(
     record = sanity.recorded(session)
     assert record is not None
     assert (record.summary, dict(record.containers)) == ("failed", {})
+
+
+def test_a_failed_check_ends_with_its_diagnosis(
+    cluster: LocalCluster, host_state: dict[str, bytes]
+) -> None:
+    """What NCCL warned of tells more than the step that broke."""
+    warned = "h:1:2 [0] NCCL WARN Bootstrap : no socket interface found"
+    line = json.dumps(asdict(bad(0, "NCCL all_reduce", f"internal error | NCCL: {warned}")))
+    package = EnginePackage(
+        (("engine/__init__.py", b""), ("engine/sanity.py", f"print({line!r})".encode()))
+    )
+    with (
+        cluster.session() as session,
+        pytest.raises(NotReady, match=r"diagnosis: .*\(nccl-socket-ifname-wrong\)") as raised,
+    ):
+        sanity.check(session, members_of(session), package=package)
+    assert raised.value.cause == "nccl-socket-ifname-wrong"
+    assert "NCCL_SOCKET_IFNAME" in (raised.value.hint or "")

@@ -115,9 +115,12 @@ def test_the_last_verdict_carries_what_nccl_logged(tmp_path: Path) -> None:
     assert found == [replace(verdict, **seen)]
 
 
-def test_a_failing_verdict_ends_with_ncclls_last_line(tmp_path: Path) -> None:
+def test_a_failing_verdict_ends_with_what_nccl_warned_of(tmp_path: Path) -> None:
     log = tmp_path / "nccl.log"
-    log.write_text("h:1:2 [0] NCCL INFO Bootstrap: Using eth0\nh:1:2 [0] NCCL WARN no route\n")
+    log.write_text(
+        "h:1:2 [0] NCCL INFO Bootstrap: Using eth0\nh:1:2 [0] NCCL WARN no route\n"
+        "h:1:2 [0] NCCL INFO init.cc:1 -> 2\n"
+    )
     verdict = Verdict(0, "NCCL all_reduce", False, 1.0, detail="no end after 60 s")
     rank = RankProcess(
         0, ["sh", "-c", f"echo '{VERDICT}{verdict.to_json()}'"], dict(os.environ), log
