@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from engine.attention.base import KVLayout, Span
 from engine.attention.sdpa import SdpaBackend
@@ -22,46 +22,7 @@ from tests.engine.conftest import load_script
 from tests.engine.rank_loop import Ranks
 from tests.engine.test_models import TOKENS, prompts, transformers_greedy
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "intermediate_size": 128,
-    "vocab_size": 261,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 8, "head_dim": 16},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
-    "qwen3_moe": {
-        "head_dim": 16,
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "norm_topk_prob": True,
-        "mlp_only_layers": [1],
-    },
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
-    "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24},
-    "phi3": {"sliding_window": 8, "rope_parameters": {
-        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
-    }},
-    "opt": {
-        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "ffn_dim": 128,
-        "word_embed_proj_dim": 64, "max_position_embeddings": 512, "init_std": 0.2,
-    },
-    "gpt2": {
-        "n_embd": 64, "n_layer": 4, "n_head": 8, "n_positions": 512, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-NATIVE = ("gpt2", "opt")  # have words of their own for the sizes
+FAMILIES = load_script("tiny_llama").FAMILIES
 
 MakeFamily = Callable[..., Path]
 
@@ -82,13 +43,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> MakeFamily:
 
 
 def write_checkpoint(kind: str, changes: dict[str, Any], directory: Path) -> None:
-    common = {} if kind in NATIVE else SIZES
-    own = {"vocab_size": 261, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1}
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**own, **common, **FAMILIES[kind], **changes})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    load_script("tiny_llama")._unsettle_vectors(model)
-    model.save_pretrained(directory)
+    load_script("tiny_llama").make_family(directory, kind, **changes)
 
 
 def test_every_architecture_is_here(family: MakeFamily) -> None:

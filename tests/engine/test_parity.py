@@ -28,6 +28,38 @@ def test_a_text_may_part_only_where_two_logits_are_nearly_equal(
     assert script.judge(text, answer) == verdict
 
 
+def test_every_way_to_run_every_architecture_is_a_row() -> None:
+    script = load_script("parity")
+    cases = script.all_cases()
+    assert len(cases) == len(set(cases))
+    for name in load_script("tiny_llama").FAMILIES:
+        for dtype in ("float32", "bfloat16", "float16"):
+            for executor in ("inproc", "mp", "ray"):
+                cuts = [
+                    (case.tp, case.pp)
+                    for case in cases
+                    if (case.model, case.dtype, case.executor) == (name, dtype, executor)
+                    and not case.whole_experts
+                ]
+                assert cuts == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert {case.model for case in cases if case.whole_experts} == {"mixtral", "qwen3_moe"}
+
+
+def test_what_was_not_run_is_told_so_and_what_failed_too() -> None:
+    script = load_script("parity")
+    wanted = [one for one in script.all_cases() if (one.model, one.tp, one.pp) == ("gpt2", 2, 1)]
+    ran = {
+        wanted[0]: script.Result(1.0, (4,), equal=15, near_ties=1),
+        wanted[1]: script.Result(1.0, (4,), error=0.5, tolerance=0.08),
+    }
+    page = script.page(wanted, ran, "abc123")
+    assert (
+        "| gpt2 | float32 | 2 | 1 |  | 4 | ok 15/16 (1 near-ties) | *not run* | *not run* |" in page
+    )
+    assert "| gpt2 | bfloat16 | 2 | 1 |  | 4 | **FAILED** 5.0e-01 | *not run* |" in page
+    assert "**1 of 2 rows pass.** 7 were not run. Commit abc123" in page
+
+
 @pytest.mark.timeout(900)
 def test_quick_rows() -> None:
     parity([str(SCRIPTS / "parity"), "--quick"])
