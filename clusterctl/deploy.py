@@ -15,12 +15,12 @@ from clusterctl.enginepackage import EnginePackage
 from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
-from clusterctl.following import Following, PortTaken, tail
+from clusterctl.following import Following, OverTcp, PortTaken, tail
 from clusterctl.forecast import Forecast
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
 from clusterctl.secret import Secret
-from clusterctl.serving import modelfiles, native, vllm
+from clusterctl.serving import modelfiles, native, transports, vllm
 from clusterctl.serving.placement import Contents, Devices, Placement, choose_engine, place
 from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.serving.records import Deployment
@@ -55,6 +55,7 @@ class _Start:
     forecast: Forecast
     site: Site
     generation: int
+    tensor_spans_nodes: bool = False
 
     @property
     def head(self) -> Member:
@@ -144,7 +145,8 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Re
         modelcheck.check_files(session, ranks, spec.model)
     site = _site(session, spec, started, package)
     generation = before.generation + 1 if before else 1
-    start = _Start(spec, started, ranks, placement, foreseen, site, generation)
+    across = transports.spans_nodes(spec, devices)
+    start = _Start(spec, started, ranks, placement, foreseen, site, generation, across)
     _check_port(start)
     return start
 
@@ -173,6 +175,7 @@ def _site(
 ) -> Site:
     head = nodes[0]
     home = head.link.runtime.home
+    first = vllm.MASTER_PORT if spec.dp == 1 else vllm.REPLICAS_PORT
     return Site(
         addresses={member.name: member.node.address for member in nodes},
         package_directory=f"{home}/{package.name}",
@@ -180,8 +183,17 @@ def _site(
         ray_address=head.ray_address,
         host=spec.host or head.node.address,  # private, unless asked otherwise
         owner=native.owner(session.spec.name, spec.name),
-        master_port=_free_port(head, vllm.MASTER_PORT) if len(nodes) > 1 else vllm.MASTER_PORT,
+        env=_nccl_tells(session, spec, head),
+        master_port=_free_port(head, first) if len(nodes) > 1 else first,
     )
+
+
+def _nccl_tells(session: Session, spec: ServeSpec, head: Member) -> Mapping[str, str]:
+    """NCCL says how ranks reach each other when it is asked to; what the user set stays."""
+    asked = session.spec.env.keys() | session.spec.node(head.name).env.keys()
+    if head.node.device_kind == "cpu" or spec.ranks == 1 or "NCCL_DEBUG" in asked:
+        return {}
+    return transports.VARIABLES
 
 
 def _free_port(head: Member, first: int) -> int:
@@ -276,8 +288,10 @@ def _until_ready(session: Session, start: _Start, deadline: float, report: Repor
             start = start.again()
         except NotReady:
             raise
-        except ClusterctlError:
-            _end_the_others(session, start)
+        except ClusterctlError as error:
+            if start.plan.is_group or isinstance(error, OverTcp):
+                # A rank that has lost its peers does not always end by itself.
+                deployments.ask_to_stop(session, start.nodes, start.serve.name)
             raise
         else:
             break
@@ -296,7 +310,8 @@ def _begin(session: Session, start: _Start, report: Report) -> Following:
     for member in start.nodes:
         _await_start(member, name, start.generation)
     report(Event("begin", "serve", "started"))
-    return Following(session, start.nodes, name, offsets, report)
+    refuse = start.tensor_spans_nodes and not start.serve.allow_tcp
+    return Following(session, start.nodes, name, offsets, report, refuse_tcp=refuse)
 
 
 def _put_info(start: _Start, ready: Following | None) -> None:
@@ -317,6 +332,7 @@ def _put_info(start: _Start, ready: Following | None) -> None:
         "api_key_file": start.site.key_file,
         "kv_cache_tokens": tokens,
         "prediction": start.forecast.document(tokens),
+        "transports": list(ready.transports) if ready else [],
         "ready_generation": start.generation if ready else None,
     }
     deployments.put_json(start.head, serve.name, "info.json", info)
@@ -350,9 +366,3 @@ def _await_start(member: Member, name: str, generation: int) -> None:
 
 def _is_ours(state: Mapping[str, Any] | None, generation: int) -> bool:
     return state is not None and state["generation"] == generation
-
-
-def _end_the_others(session: Session, start: _Start) -> None:
-    """A rank that has lost its peers does not always end by itself."""
-    if start.plan.is_group:
-        deployments.ask_to_stop(session, start.nodes, start.serve.name)

@@ -17,6 +17,7 @@ from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report
 from clusterctl.fanout import fan_out
 from clusterctl.members import Member
+from clusterctl.serving import transports
 from clusterctl.serving.phases import kv_cache_tokens, phase_of
 from clusterctl.session import Session, results
 
@@ -31,9 +32,13 @@ class PortTaken(ClusterctlError):
     """The group's port was free when it was looked at and is not now: another one will do."""
 
 
+class OverTcp(ClusterctlError):
+    """The ranks of one tensor group lie on several nodes and reach each other by TCP."""
+
+
 class Following:
     """The start of one deployment, on the nodes where its processes were started (the head, which
-    serves the API, first). `offsets`: where their logs begin."""
+    serves the API, first). `offsets`: where their logs begin; `refuse_tcp`: see OverTcp."""
 
     def __init__(
         self,
@@ -42,6 +47,8 @@ class Following:
         name: str,
         offsets: Mapping[str, int],
         report: Report,
+        *,
+        refuse_tcp: bool = False,
     ) -> None:
         self._session = session
         self._nodes = {member.name: member for member in nodes}
@@ -54,6 +61,7 @@ class Following:
         }
         self._phase = "starting"
         self._serving = False
+        self._refuse_tcp = refuse_tcp
 
     def until_ready(self, deadline: float, timeout: float) -> None:
         """`deadline` by time.monotonic(); `timeout` is what the user gave, for the message."""
@@ -70,6 +78,11 @@ class Following:
     @property
     def kv_cache_tokens(self) -> int | None:
         return kv_cache_tokens(self.lines)
+
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """What the serving ranks chose; empty where they do not say, as on CPU slots."""
+        return transports.chosen(self.lines)
 
     def _ready(self) -> bool:
         states = self._read()
@@ -96,6 +109,8 @@ class Following:
     def _take(self, node: str, lines: Sequence[str]) -> None:
         self._logs[node].extend(lines)
         for line in lines:
+            if self._refuse_tcp and transports.over_tcp(line):
+                raise _over_tcp(node, line)
             if phase := phase_of(line):
                 self._phase = phase.detail
                 self._serving = self._serving or phase.name == "serving"
@@ -132,6 +147,15 @@ class Following:
             host=self._head.name,
             hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
         )
+
+
+def _over_tcp(node: str, line: str) -> OverTcp:
+    return OverTcp(
+        f"tensor ranks of several nodes speak TCP, at which every layer waits:\n  {line.strip()}",
+        host=node,
+        hint="clusterctl doctor --only rdma says why RDMA is not used; tp within a node and pp "
+        "across; or --allow-tcp",
+    )
 
 
 def tail(member: Member, name: str, offset: int | None) -> dict[str, Any]:

@@ -152,7 +152,8 @@ class ServeSpec:
     that nobody asked for, and the plan may choose.
 
     `dp` replicas of tp x pp ranks behind one address; `ep`: the experts lie whole on the ranks, not
-    in slices; `dcp`: a token's cache is spread over so many tensor ranks.
+    in slices; `dcp`: a token's cache is spread over so many tensor ranks. `allow_tcp`: tensor ranks
+    of several nodes may speak TCP.
     """
 
     model: str
@@ -172,6 +173,7 @@ class ServeSpec:
     port: int = 8000
     api_key: Secret | None = None
     timeout: float = 600.0
+    allow_tcp: bool = False
     extra: tuple[str, ...] = field(default=())
 
     @property

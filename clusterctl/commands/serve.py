@@ -50,10 +50,10 @@ def serve(
         typer.Option("--pp", metavar="N", min=1, help="Pipeline parallel size; the plan's."),
     ] = None,
     dp: Annotated[
-        int, typer.Option("--dp", metavar="N", min=1, help="Replicas behind one address (vLLM).")
+        int, typer.Option("--dp", metavar="N", min=1, help="Replicas behind one address.")
     ] = ServeSpec.dp,
     ep: Annotated[
-        bool, typer.Option("--ep", help="Experts whole on the ranks, not in slices (vLLM).")
+        bool, typer.Option("--ep", help="Experts whole on the ranks, not in slices.")
     ] = ServeSpec.ep,
     dcp: Annotated[
         int,
@@ -100,6 +100,10 @@ def serve(
     api_key_prompt: Annotated[
         bool, typer.Option("--api-key-prompt", help="Ask for the API key.")
     ] = False,
+    allow_tcp: Annotated[
+        bool,
+        typer.Option("--allow-tcp", help="Tensor ranks of several nodes may speak TCP: slow."),
+    ] = ServeSpec.allow_tcp,
     timeout: Annotated[
         float,
         typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait for a token."),
@@ -143,6 +147,7 @@ def serve(
         port=port,
         api_key=key.secret if key else None,
         timeout=timeout,
+        allow_tcp=allow_tcp,
         extra=checked_flags(engine_flags or []),
     )
     spec = load_spec(config=config, cluster=cluster)
@@ -224,6 +229,7 @@ def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool)
     if as_json:
         extra = {
             "kv_cache_tokens": deployment.kv_cache_tokens,
+            "transports": list(deployment.transports),
             "api_key_file": str(key.file) if key and key.file else None,
         }
         record = deployment.document() | plan_document(served.plan) | extra
@@ -231,6 +237,8 @@ def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool)
         return
     console.line(f"{deployment.name}: {deployment.state}, {deployment.url}")
     show_choice(served.plan)
+    if deployment.transports:
+        console.line(f"ranks:    {', '.join(deployment.transports)}")
     if (tokens := deployment.kv_cache_tokens) is not None:
         blocks = f"{tokens // BLOCK_TOKENS:,} blocks x {BLOCK_TOKENS}"
         console.line(f"KV cache: {tokens:,} tokens = {blocks}{foretold(deployment)}")

@@ -30,6 +30,7 @@ def argv(
         *("--served-model-name", served_name(serve)),
         *("--tensor-parallel-size", str(serve.tp)),
         *("--pipeline-parallel-size", str(serve.pp)),
+        *(("--data-parallel-size", str(serve.dp)) if serve.dp > 1 else ()),
         *(("--enable-expert-parallel",) if serve.ep else ()),
         *("--distributed-executor-backend", executor),
         *("--dtype", serve.dtype),

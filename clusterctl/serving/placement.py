@@ -188,12 +188,13 @@ def _why_no_ray(devices: Devices, contents: Contents) -> str | None:
 
 def _group(serve: ServeSpec, devices: Devices, contents: Contents) -> tuple[str, ...]:
     """The fewest nodes that hold all ranks, as many on each: the head, then others as they come.
-    (vLLM's --nnodes divides its ranks evenly.)"""
+    (vLLM's --nnodes divides its ranks evenly; of several replicas every node holds whole ones.)"""
     for count in range(1, len(devices.by_node) + 1):
         share, rest = divmod(serve.ranks, count)
         fit = [name for name, has in devices.by_node.items() if has >= share]
-        if rest == 0 and devices.head in fit and len(fit) >= count:
-            _check_several(count, contents)
+        whole = serve.dp == 1 or count == 1 or share % (serve.tp * serve.pp) == 0
+        if rest == 0 and whole and devices.head in fit and len(fit) >= count:
+            _check_several("--nnodes" if serve.dp == 1 else "--headless", count, contents)
             return (devices.head, *[name for name in fit if name != devices.head])[:count]
     raise PreflightFailed(
         f"{serve.sizes} cannot be divided evenly over nodes with {devices} devices, as vLLM needs "
@@ -202,10 +203,10 @@ def _group(serve: ServeSpec, devices: Devices, contents: Contents) -> tuple[str,
     )
 
 
-def _check_several(count: int, contents: Contents) -> None:
-    if count > 1 and contents.vllm and not contents.vllm.knows("--nnodes"):
+def _check_several(flag: str, count: int, contents: Contents) -> None:
+    if count > 1 and contents.vllm and not contents.vllm.knows(flag):
         raise PreflightFailed(
-            f"vLLM {contents.version('vllm')} in this image does not know --nnodes: without Ray "
+            f"vLLM {contents.version('vllm')} in this image does not know {flag}: without Ray "
             "it runs on one node alone",
             hint="a newer vLLM, or --executor ray with `clusterctl image build`",
         )

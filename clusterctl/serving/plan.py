@@ -4,11 +4,11 @@ nodes' supervisors. PURE."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clusterctl.serving import native, vllm
 from clusterctl.serving.placement import Executor, Placement
-from clusterctl.serving.vllm import Backend, GroupNode
+from clusterctl.serving.vllm import Backend, GroupNode, ReplicasNode
 from clusterctl.spec import ServeSpec
 from clusterctl.supervised import Process
 
@@ -18,7 +18,8 @@ BACKENDS: Mapping[Executor, Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni
 @dataclass(frozen=True)
 class Site:
     """What the plan has to know of the cluster: node addresses by name; on the head, where the
-    engine package and the API key's file lie, how Ray is found, and what the API binds."""
+    engine package and the API key's file lie, how Ray is found, and what the API binds. `env`: for
+    every process, whatever the engine."""
 
     addresses: Mapping[str, str]
     package_directory: str
@@ -26,6 +27,7 @@ class Site:
     ray_address: str
     host: str
     owner: str
+    env: Mapping[str, str] = field(default_factory=dict)
     master_port: int = vllm.MASTER_PORT
 
 
@@ -57,17 +59,29 @@ def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
     env = native.env(
         site.owner, package_directory=site.package_directory, ray_address=site.ray_address
     )
-    return Process(argv, env)
+    return Process(argv, {**site.env, **env})
 
 
 def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Process:
-    nodes, backend = placement.nodes, BACKENDS[placement.executor]
-    head = site.addresses[nodes[0]]
-    group = GroupNode(len(nodes), rank, head, site.master_port) if len(nodes) > 1 else None
+    backend = BACKENDS[placement.executor]
+    env = vllm.env(
+        {native.DEPLOYMENT_VARIABLE: site.owner}, backend=backend, ray_address=site.ray_address
+    )
     return Process(
-        vllm.argv(serve, backend=backend, host=site.host, node=group),
-        vllm.env(
-            {native.DEPLOYMENT_VARIABLE: site.owner}, backend=backend, ray_address=site.ray_address
-        ),
+        vllm.argv(serve, backend=backend, host=site.host, node=_node(serve, placement, site, rank)),
+        {**site.env, **env},
         {vllm.API_KEY_VARIABLE: site.key_file} if rank == 0 else {},
     )
+
+
+def _node(
+    serve: ServeSpec, placement: Placement, site: Site, rank: int
+) -> GroupNode | ReplicasNode | None:
+    """How this node's process finds the others, where there are any."""
+    count, head = len(placement.nodes), site.addresses[placement.nodes[0]]
+    if count == 1:
+        return None
+    if serve.dp == 1:
+        return GroupNode(count, rank, head, site.master_port)
+    local = serve.dp // count
+    return ReplicasNode(rank * local, local, head, site.master_port)

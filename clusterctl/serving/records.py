@@ -16,8 +16,9 @@ class Deployment:
     """One deployment as it was seen. `generation` counts its starts under this name.
 
     `kv_cache_tokens` None: not known. `prediction`: what the plan said of its memory, None where
-    it could not. `executor` and `address`, `port` are what it was started
-    with; `detail` says why it is not ready; `exit_code` belongs to failed and stopped.
+    it could not. `transports`: what NCCL said of the ranks' ways, empty where it said nothing.
+    `executor` and `address`, `port` are what it was started with; `detail` says why it is not
+    ready; `exit_code` belongs to failed and stopped.
     """
 
     name: str
@@ -35,10 +36,12 @@ class Deployment:
     exit_code: int | None = None
     detail: str = ""
     prediction: Mapping[str, Any] | None = None
+    dp: int = 1
+    transports: tuple[str, ...] = ()
 
     @property
     def devices(self) -> int:
-        return self.tp * self.pp
+        return self.tp * self.pp * self.dp
 
     @property
     def ended(self) -> bool:
@@ -70,6 +73,8 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
         exit_code=supervised.get("exit_code"),
         detail=record["detail"],
         prediction=info.get("prediction"),  # deployments of older versions have none
+        dp=info.get("dp", 1),
+        transports=tuple(info.get("transports", ())),
     )
 
 

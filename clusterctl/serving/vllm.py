@@ -14,6 +14,7 @@ from clusterctl.spec import ServeSpec
 ENGINE = "vllm"
 API_KEY_VARIABLE = "VLLM_API_KEY"  # never --api-key: an argv can be read by everybody on the host
 MASTER_PORT = 29501
+REPLICAS_PORT = 29550
 
 Backend = Literal["ray", "mp", "uni"]
 
@@ -70,8 +71,23 @@ class GroupNode:
     master_port: int = MASTER_PORT
 
 
+@dataclass(frozen=True)
+class ReplicasNode:
+    """One node of several that hold whole replicas each (data parallel): `first` of all, `local`
+    on this node. The node of the first replica serves the API and shares the requests out."""
+
+    first: int
+    local: int
+    head_addr: str
+    port: int = REPLICAS_PORT
+
+
 def argv(
-    serve: ServeSpec, *, backend: Backend, host: str, node: GroupNode | None = None
+    serve: ServeSpec,
+    *,
+    backend: Backend,
+    host: str,
+    node: GroupNode | ReplicasNode | None = None,
 ) -> tuple[str, ...]:
     """`vllm serve ...`, all choices explicit: without a backend vLLM chooses by what it sees, and
     never Ray. `node` belongs to backend mp over several nodes. `serve.extra` comes last and wins.
@@ -89,7 +105,7 @@ def argv(
         *length,
         *("--host", host),
         *("--port", str(serve.port)),
-        *(_group_flags(node) if node else ()),
+        *_node_flags(node),
         *serve.extra,
     )
 
@@ -108,6 +124,21 @@ def unknown_sizes(serve: ServeSpec, abilities: Abilities) -> tuple[str, ...]:
     """The flags for what was asked that this vLLM does not know."""
     flags = (word for word in _size_flags(serve, "mp") if word.startswith("--"))
     return tuple(flag for flag in flags if not abilities.knows(flag))
+
+
+def _node_flags(node: GroupNode | ReplicasNode | None) -> tuple[str, ...]:
+    if node is None:
+        return ()
+    return _group_flags(node) if isinstance(node, GroupNode) else _replicas_flags(node)
+
+
+def _replicas_flags(node: ReplicasNode) -> tuple[str, ...]:
+    return (
+        *("--data-parallel-size-local", str(node.local)),
+        *("--data-parallel-address", node.head_addr),
+        *("--data-parallel-rpc-port", str(node.port)),
+        *(("--data-parallel-start-rank", str(node.first), "--headless") if node.first else ()),
+    )
 
 
 def _group_flags(node: GroupNode) -> tuple[str, ...]:

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 cluster: Any = ray  # the functions that report its state are untyped
 
 CPU_SLOT = "cpu_slot"
-OWNER = "ENGINE_DEPLOYMENT"  # whose rank a process is, for whoever looks at a node's processes
+# Whose rank a process is, for whoever looks at a node's processes; whether NCCL tells what it does.
+CARRIED = ("ENGINE_DEPLOYMENT", "NCCL_DEBUG", "NCCL_DEBUG_SUBSYS")
 CONNECT_S = 60.0  # how long the cluster may take to answer
 # How many executors of this process live on the one connection to Ray that it may have.
 _holders = 0
@@ -186,8 +187,8 @@ def rank_env(driver: Mapping[str, str]) -> dict[str, str]:
     The engine's directory is first on the path: it may have been delivered as a plain one."""
     mine = str(Path(engine.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [mine, driver.get("PYTHONPATH")]))
-    owner = {OWNER: driver[OWNER]} if OWNER in driver else {}
-    return {"PYTHONPATH": path, **owner}
+    carried = {name: driver[name] for name in CARRIED if name in driver}
+    return {"PYTHONPATH": path, **carried}
 
 
 def _connect() -> bool:

@@ -39,6 +39,8 @@ if "--headless" in sys.argv:
         time.sleep(0.05)
     print("ValueError: the headless rank broke", flush=True)
     sys.exit(4)
+if (model / "nccl").exists():
+    print((model / "nccl").read_text(), flush=True)
 if (model / "port_taken").exists():
     (model / "port_taken").unlink()
     print(f"RuntimeError: The server socket has failed to listen. port: {flags['--master-port']}, "

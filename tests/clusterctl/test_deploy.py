@@ -578,3 +578,57 @@ def test_vllm_that_is_not_in_the_image_is_refused(serve: Serve, asked: ServeSpec
     with pytest.raises(PreflightFailed, match="the image has no vLLM") as caught:
         serve(replace(asked, engine="vllm"))
     assert caught.value.host == "gpu01, gpu02"
+
+
+# --- what the ranks speak ------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parents[1] / "data/gpu/h100x2"
+
+
+@pytest.fixture
+def three_gpus(tmp_path: Path) -> Iterator[LocalCluster]:
+    """One each on three hosts."""
+    made = LocalCluster(tmp_path / "three", devices=(1, 1, 1), kind="gpu", vllm="GPU")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def wide(asked: ServeSpec) -> ServeSpec:
+    """A tensor group over all three."""
+    return replace(asked, engine="vllm", executor="mp", tp=3, pp=1)
+
+
+@pytest.fixture
+def over_sockets(model: Path) -> None:
+    """What NCCL said of two real ranks that were given no other way."""
+    (model / "nccl").write_text((RECORDED / "nccl-socket.log").read_text())
+
+
+@pytest.mark.usefixtures("over_sockets")
+def test_tensor_ranks_of_several_nodes_over_tcp_are_refused_and_ended(
+    three_gpus: LocalCluster, tmp_path: Path, wide: ServeSpec
+) -> None:
+    with pytest.raises(ClusterctlError, match=r"speak TCP(.|\n)*via NET/Socket") as caught:
+        serve_on(three_gpus, tmp_path)(wide)
+    assert "--allow-tcp" in str(caught.value.hint)
+    for node in ("gpu01", "gpu02", "gpu03"):
+        wait_until(lambda: three_gpus.state("tiny", node)["state"] == "stopped")  # noqa: B023
+
+
+@pytest.mark.usefixtures("over_sockets")
+def test_tcp_that_is_allowed_is_shown(
+    three_gpus: LocalCluster, tmp_path: Path, wide: ServeSpec
+) -> None:
+    served = serve_on(three_gpus, tmp_path)(replace(wide, allow_tcp=True))
+    assert served.deployment.transports == ("NET/Socket",)
+
+
+@pytest.mark.usefixtures("over_sockets")
+def test_pipeline_stages_may_speak_tcp(
+    three_gpus: LocalCluster, tmp_path: Path, wide: ServeSpec
+) -> None:
+    served = serve_on(three_gpus, tmp_path)(replace(wide, tp=1, pp=3))
+    assert served.deployment.state == "ready"
+    env = three_gpus.given("tiny", "gpu02")["env"]
+    assert (env["NCCL_DEBUG"], env["NCCL_DEBUG_SUBSYS"]) == ("INFO", "INIT")

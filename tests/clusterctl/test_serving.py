@@ -109,6 +109,22 @@ def test_a_group_is_the_fewest_nodes_with_as_many_ranks_each(
     assert place(asked(executor="mp", **sizes), devices, NO_RAY).nodes == nodes
 
 
+@pytest.mark.parametrize(
+    ("sizes", "nodes"),
+    [({"dp": 2}, ("gpu01",)), ({"dp": 2, "tp": 2}, ("gpu01", "gpu02")), ({"dp": 2, "tp": 3}, ())],
+)
+def test_every_node_of_a_group_holds_whole_replicas(
+    sizes: dict[str, int], nodes: tuple[str, ...]
+) -> None:
+    devices = Devices({"gpu01": 2, "gpu02": 2, "gpu03": 2}, "gpu01")
+    spec = asked(executor="mp", engine="vllm", **sizes)
+    if nodes:
+        assert place(spec, devices, NO_RAY).nodes == nodes
+        return
+    with pytest.raises(PreflightFailed, match="tp=3 x pp=1 x dp=2 cannot be divided evenly"):
+        place(spec, devices, NO_RAY)
+
+
 def test_ranks_that_cannot_be_divided_evenly_are_refused() -> None:
     devices = Devices({"gpu01": 4, "gpu02": 1}, "gpu01")
     with pytest.raises(PreflightFailed, match="tp=5 x pp=1 cannot be divided evenly over nodes"):

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from clusterctl.serving.vllm import Abilities, GroupNode, argv, parse_abilities, unknown_sizes
+from clusterctl.serving.vllm import (
+    Abilities,
+    GroupNode,
+    ReplicasNode,
+    argv,
+    parse_abilities,
+    unknown_sizes,
+)
 from clusterctl.spec import ServeSpec
 
 LLAMA = ServeSpec("meta-llama/Llama-3.1-70B", "llama", tp=8, pp=2)
@@ -60,6 +67,21 @@ def test_sizes_beyond_tp_and_pp_only_where_they_are_asked_for() -> None:
         "--distributed-executor-backend ray"
     ) in line
     assert "--data-parallel-backend" not in argv(asked, backend="mp", host="::1")
+
+
+def test_replicas_over_several_nodes() -> None:
+    asked = replace(LLAMA, tp=8, pp=1, dp=4)
+    lines = [
+        shlex.join(argv(asked, backend="mp", host="::1", node=ReplicasNode(first, 2, "10.0.0.1")))
+        for first in (0, 2)
+    ]
+    flags = (
+        "--data-parallel-size-local 2 --data-parallel-address 10.0.0.1 "
+        "--data-parallel-rpc-port 29550"
+    )
+    assert lines[0].endswith(f"--port 8000 {flags}")
+    assert lines[1].endswith(f"--port 8000 {flags} --data-parallel-start-rank 2 --headless")
+    assert all("--data-parallel-size 4" in line for line in lines)
 
 
 def said(**values: object) -> str:
