@@ -8,8 +8,9 @@ from itertools import combinations
 
 from clusterctl import deployments, enginepackage, sanity
 from clusterctl.containers import LABEL_CLUSTER
-from clusterctl.doctor.collectives import Collectives, HostLinks, Plan
+from clusterctl.doctor.collectives import Collectives, HostLinks
 from clusterctl.doctor.isolate import Way
+from clusterctl.doctor.subject import Plan
 from clusterctl.errors import ClusterctlError
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts

@@ -11,13 +11,14 @@ from clusterctl import autopsy, collectives, formation, hoststate, images, pairp
 from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.bundle import bundle
 from clusterctl.doctor.check import Finding, run_checks
-from clusterctl.doctor.collectives import COLLECTIVE_CHECKS, Plan
+from clusterctl.doctor.collectives import COLLECTIVE_CHECKS
 from clusterctl.doctor.devicespeed import SPEED_CHECKS
 from clusterctl.doctor.formed import FORMED_CHECKS, Formed
 from clusterctl.doctor.image import judge_images
 from clusterctl.doctor.pairs import PAIR_CHECKS, Pairs
 from clusterctl.doctor.redaction import secret_values
 from clusterctl.doctor.snapshot import Snapshot
+from clusterctl.doctor.subject import Plan
 from clusterctl.errors import ClusterctlError
 from clusterctl.events import Event, Report
 from clusterctl.facts.types import HostFacts
@@ -52,7 +53,7 @@ def examine(
     }
     found = results(fan_out(asked, lambda what: asked[what](), limit=len(asked)))
     told = (*(unreached(name, error) for name, error in lost.items()), *chain(*found.values()))
-    return Snapshot(session.spec, facts, told)
+    return Snapshot(session.spec, facts, told, plan)
 
 
 def packed(session: Session, snapshot: Snapshot) -> bytes:

@@ -24,9 +24,9 @@ from clusterctl.options import (
 
 if TYPE_CHECKING:
     from clusterctl.doctor.check import Finding
-    from clusterctl.doctor.collectives import Plan
     from clusterctl.doctor.logs.signature import Signature
     from clusterctl.doctor.snapshot import Snapshot
+    from clusterctl.doctor.subject import Plan
     from clusterctl.spec import ClusterSpec
 
 Model = Annotated[
@@ -82,7 +82,7 @@ Tp = Annotated[
     typer.Option(
         "--tp",
         min=1,
-        help="With --deep: judge NCCL's ways for this tensor-parallel size.",
+        help="Judge --model, and with --deep NCCL's ways, for this tensor-parallel size.",
         show_default="as served",
     ),
 ]
@@ -91,7 +91,7 @@ Pp = Annotated[
     typer.Option(
         "--pp",
         min=1,
-        help="With --deep: the pipeline-parallel size that goes with --tp.",
+        help="The pipeline-parallel size that goes with --tp.",
         show_default="as served",
     ),
 ]
@@ -171,7 +171,7 @@ def doctor(
     from clusterctl.doctor.check import exit_code
     from clusterctl.doctor.checks import Choice
 
-    plan = planned(tp, pp, deep)
+    plan = planned(tp, pp, deep or model is not None)
     if list_checks or explain:
         tell(explain, as_json)
         return
@@ -225,14 +225,16 @@ def write(file: Path, data: bytes) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def planned(tp: int | None, pp: int | None, deep: bool) -> Plan | None:
+def planned(tp: int | None, pp: int | None, judged: bool) -> Plan | None:
     """The split that was named. Raises ConfigError where nothing would be judged by it."""
-    from clusterctl.doctor.collectives import Plan
+    from clusterctl.doctor.subject import Plan
 
     if tp is None and pp is None:
         return None
-    if not deep:
-        raise ConfigError("--tp and --pp are judged by --deep", hint="clusterctl doctor --deep")
+    if not judged:
+        raise ConfigError(
+            "nothing is judged by --tp and --pp alone", hint="with --deep, or with --model MODEL"
+        )
     return Plan(tp or 1, pp or 1, "as asked")
 
 

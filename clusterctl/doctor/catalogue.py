@@ -124,12 +124,15 @@ CATALOGUE: tuple[Failure, ...] = (
         ("model.present", "model.equal", "model.complete", "host.directories"),
     ),
     Failure("The Hub refuses the download", ("model.token",)),
-    Failure("Attention heads cannot be split so", otherwise="`serve` and `plan` ask the engine"),
     Failure(
-        "A quantised block cannot be split so", otherwise="not yet: the log of the start names it"
+        "Attention heads cannot be split so",
+        ("model.split",),
+        "with `--model`, `--tp` and `--pp`; `serve` and `plan` ask the same",
     ),
+    Failure("A quantised block cannot be split so", ("model.split",), "as above"),
     Failure(
         "The architecture cannot be cut into stages",
-        otherwise="not yet: the log of the start names it",
+        otherwise="our engine cuts every architecture it has; which ones vLLM cuts, its version "
+        "alone knows: the log of the start names it",
     ),
 )

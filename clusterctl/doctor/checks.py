@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from clusterctl.doctor import cluster, docker, gpu, host, model, network, ray, rdma
+from clusterctl.doctor import (
+    cluster,
+    docker,
+    gpu,
+    gpuhealth,
+    gpupaths,
+    host,
+    model,
+    network,
+    ray,
+    rdma,
+)
 from clusterctl.doctor.check import Check, Finding, Tag, run_checks
 from clusterctl.doctor.collectives import COLLECTIVE_CHECKS
 from clusterctl.doctor.devicespeed import SPEED_CHECKS
 from clusterctl.doctor.formed import FORMED_CHECKS
 from clusterctl.doctor.image import ALL_IMAGES_CHECKS, IMAGE_CHECKS
 from clusterctl.doctor.pairs import PAIR_CHECKS
-from clusterctl.doctor.subject import Cluster, Host
+from clusterctl.doctor.subject import Cluster, Host, Plan
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import HostFacts
 from clusterctl.spec import ClusterSpec
@@ -22,6 +33,8 @@ from clusterctl.spec import ClusterSpec
 HOST_CHECKS: tuple[Check[Host], ...] = (
     *docker.CHECKS,
     *gpu.CHECKS,
+    *gpuhealth.CHECKS,
+    *gpupaths.CHECKS,
     *ray.CHECKS,
     *host.CHECKS,
     *network.CHECKS,
@@ -81,9 +94,10 @@ def judge(
     *,
     tag: Tag | None = None,
     runs: Mapping[str, bool] | None = None,
+    plan: Plan | None = None,
 ) -> list[Finding]:
     """Every finding on the hosts that answered, by node name; only of checks with `tag`.
-    `runs`: which nodes of a local cluster run."""
+    `runs`: which nodes of a local cluster run. `plan`: the split of the model that was named."""
     hosts = {
         node.name: Host(spec, node, facts[node.name], (runs or {}).get(node.name))
         for node in spec.nodes
@@ -93,5 +107,5 @@ def judge(
     whole = [one for one in CLUSTER_CHECKS if tag is None or tag in one.tags]
     return [
         *run_checks(each, hosts.values()),
-        *(run_checks(whole, [Cluster(spec, hosts)]) if hosts else ()),
+        *(run_checks(whole, [Cluster(spec, hosts, plan)]) if hosts else ()),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from clusterctl.doctor.check import Answer, Check, Evidence, Said, check, fail, ok, skip, warn
 from clusterctl.doctor.isolate import Way, isolate
+from clusterctl.doctor.subject import Plan
 from clusterctl.sanityreport import SanityReport, failure
 
 # What goes wrong in a step is told by it: what came before has worked.
@@ -22,15 +23,6 @@ _CAUSES = {
 # sockets fill a part of a fast one; gloo is bound by the processor.
 _SHARES = {"GDRDMA": 1 / 2, "RDMA": 1 / 4, "socket": 1 / 10, "gloo": 1 / 100}
 SLOW_BESIDE_BEST = 1 / 20  # of the best pair, whatever the links: busy hosts differ less
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a model is split: over `tp` devices, `pp` times. `whence`: who says so."""
-
-    tp: int
-    pp: int
-    whence: str
 
 
 @dataclass(frozen=True)
@@ -141,8 +133,8 @@ def _cause(found: SanityReport, host: str | None) -> str:
 def pairs(seen: Collectives) -> Iterator[Answer]:
     """One bad host or cable breaks the collective of all. Which one it is, pairs tell: a host that
     fails with every other is to blame, a pair that fails alone is the way between the two."""
-    if not seen.pairs:
-        yield skip(seen.reason if seen.whole is None else "there is no pair of hosts")
+    if not seen.pairs or seen.whole in seen.pairs.values():
+        yield skip(seen.reason if seen.whole is None else "there are no two pairs of hosts")
         return
     failed = {way: report for way, report in seen.pairs.items() if not report.passed}
     blame = isolate(_both(failed), _both(seen.pairs))

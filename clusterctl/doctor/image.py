@@ -147,8 +147,13 @@ def cuda(one: Held, found: ImageContents) -> Said:
     if has[0] >= wants[0]:
         return ok(f"{said}, the image has {found.cuda}")
     text = f"{said}; torch in the image is built for {found.cuda}"
-    if found.compat and found.compat_first:
-        return warn(f"{text}, which its compatibility libraries bridge", fix, values=values)
+    if found.compat and _version(found.compat) > _version(one.gpu.driver or ""):
+        return warn(
+            f"{text}; its compatibility libraries ({found.compat}) bridge that on data-center "
+            f"GPUs, where the container toolkit puts them first",
+            fix,
+            values=values,
+        )
     return fail(text, fix, values=values)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clusterctl.doctor.check import Answer, Check, Said, check, fail, ok, skip, warn
-from clusterctl.doctor.subject import Cluster, Host
+from clusterctl.doctor.check import Answer, Check, Said, check, fail, ok, skip, unknown, warn
+from clusterctl.doctor.subject import Cluster, Host, Plan
 from clusterctl.facts.types import ModelFacts
+from clusterctl.planner.legality import config_faults
+from clusterctl.planner.memory import Split
 
 
 @check("model.present", "The model is on the host", tags=["model"])
@@ -133,9 +135,48 @@ def _bytes(size: int | None) -> str:
     return "absent" if size is None else f"{size} bytes"
 
 
+@check(
+    "model.split",
+    "The model can be split so",
+    cause="heads-not-divisible-by-tp",
+    scope="cluster",
+    tags=["model"],
+)
+def split(whole: Cluster) -> Said:
+    """Each rank of a tensor-parallel group holds an equal part of every matrix: attention heads,
+    columns, and whole blocks of a quantised one. Judged from the model's config.json for `--tp`
+    and `--pp`."""
+    plan = whole.plan
+    if plan is None:
+        return skip("no split was named (--tp, --pp)")
+    configs = [m.config for h in whole.hosts.values() if (m := h.facts.model) and m.config]
+    if not configs:
+        return skip("no model's config.json is there to look at (--model)")
+    try:
+        found = config_faults(configs[0], Split(plan.tp, plan.pp))
+    except ValueError as error:
+        return unknown(f"the model's config.json cannot be judged: {error}")
+    return [_cannot(fault, plan) for fault in found] or ok(f"tp={plan.tp} pp={plan.pp}")
+
+
+_SPLIT_CAUSES = {
+    "quantisation": "quant-block-not-divisible-by-tp",
+    "layers": "parallel-size-invalid",
+}
+
+
+def _cannot(fault: str, plan: Plan) -> Answer:
+    return fail(
+        f"tp={plan.tp} pp={plan.pp} ({plan.whence}): {fault}",
+        "choose --tp and --pp among the legal sizes: clusterctl plan MODEL",
+        cause=next((cause for word, cause in _SPLIT_CAUSES.items() if word in fault), None),
+        values={"tp": str(plan.tp), "pp": str(plan.pp)},
+    )
+
+
 def _sizes(model: ModelFacts) -> Mapping[str, int]:
     return {file.name: file.size for file in model.files}
 
 
 CHECKS: tuple[Check[Host], ...] = (present, complete, token)
-CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (equal,)
+CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (equal, split)

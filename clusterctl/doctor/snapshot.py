@@ -13,6 +13,7 @@ from clusterctl.config import spec_from_dict, spec_to_dict
 from clusterctl.doctor.check import Finding
 from clusterctl.doctor.checks import judge
 from clusterctl.doctor.redaction import redact
+from clusterctl.doctor.subject import Plan
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import HostFacts
 from clusterctl.spec import ClusterSpec
@@ -28,10 +29,11 @@ class Snapshot:
     spec: ClusterSpec
     facts: Mapping[str, HostFacts]
     told: tuple[Finding, ...] = ()
+    plan: Plan | None = None
 
     @property
     def findings(self) -> list[Finding]:
-        return [*self.told, *judge(self.spec, self.facts)]
+        return [*self.told, *judge(self.spec, self.facts, plan=self.plan)]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class _Saved:
     spec: dict[str, object]
     facts: dict[str, HostFacts]
     told: tuple[Finding, ...]
+    plan: Plan | None = None
 
 
 def to_json(snapshot: Snapshot) -> str:
@@ -51,6 +54,7 @@ def to_json(snapshot: Snapshot) -> str:
         spec_to_dict(snapshot.spec),
         dict(snapshot.facts),
         snapshot.told,
+        snapshot.plan,
     )
     return redact(TypeAdapter(_Saved).dump_json(saved, indent=1).decode())
 
@@ -70,4 +74,4 @@ def load(file: Path) -> Snapshot:
         ) from error
     if saved.schema_version != SCHEMA_VERSION:
         raise ConfigError(f"{file} is of schema {saved.schema_version}, not {SCHEMA_VERSION}")
-    return Snapshot(spec_from_dict(saved.spec), saved.facts, saved.told)
+    return Snapshot(spec_from_dict(saved.spec), saved.facts, saved.told, saved.plan)

@@ -49,9 +49,19 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a model is split: over `tp` devices, `pp` times. `whence`: who says so."""
+
+    tp: int
+    pp: int
+    whence: str
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """All hosts that answered, by node name."""
+    """All hosts that answered, by node name. `plan`: of the model that is to be served."""
 
     spec: ClusterSpec
     hosts: Mapping[str, Host]
+    plan: Plan | None = None
     name: None = None

@@ -51,6 +51,8 @@ done
 for f in config.json model.safetensors.index.json; do
   [ -f "$at/$f" ] && printf 'digest\\t%s\\t%s\\n' "$f" "$(sha256sum <"$at/$f" | cut -d' ' -f1)"
 done
+[ -f "$at/config.json" ] && [ "$(stat -L -c %s "$at/config.json")" -lt 1000000 ] &&
+  printf 'config\\t%s\\n' "$(tr '\\t\\n\\r' '   ' <"$at/config.json")"
 grep -o '"[^"]*\\.safetensors"' "$at/model.safetensors.index.json" 2>/dev/null |
   sort -u | tr -d '"' |
   while read -r f; do [ -e "$at/$f" ] || printf 'missing\\t%s\\n' "$f"; done
@@ -83,6 +85,7 @@ def parse_model(section: Section) -> ModelFacts | None:
         files=tuple(_file(*row[1:]) for row in rows if row[0] == "file"),
         digests=tuple((row[1], row[2]) for row in rows if row[0] == "digest"),
         missing=tuple(row[1] for row in rows if row[0] == "missing"),
+        config=next((row[1] for row in rows if row[0] == "config"), None),
     )
 
 

@@ -171,13 +171,14 @@ class ModelFile:
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as this host has it: a directory, or what the Hub's cache holds of it. `digests`:
-    SHA-256 by name of config.json and of the weights' index."""
+    SHA-256 by name of config.json and of the weights' index. `config`: what config.json holds."""
 
     path: str
     exists: bool
     files: tuple[ModelFile, ...] = ()
     digests: tuple[tuple[str, str], ...] = ()
     missing: tuple[str, ...] = ()  # named by the index, and not there
+    config: str | None = None
 
 
 @dataclass(frozen=True)

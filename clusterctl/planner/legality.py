@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Literal
 
 from clusterctl.planner.gpus import Hardware
 from clusterctl.planner.memory import Split
-from engine.shapes import NO_EXPERTS, ModelShape, ShapeError, check_architecture, check_runnable
+from engine.shapes import (
+    NO_EXPERTS,
+    ModelShape,
+    ShapeError,
+    check_architecture,
+    check_runnable,
+    parse_shape,
+)
 
 Engine = Literal["auto", "native", "vllm"]
 
@@ -15,11 +23,20 @@ Engine = Literal["auto", "native", "vllm"]
 def faults(shape: ModelShape, split: Split, hardware: Hardware, engine: Engine) -> list[str]:
     """Every reason why this split is not legal; none for a legal one."""
     return [
-        *_model_faults(shape, split),
-        *_kernel_faults(shape, split),
+        *_shape_faults(shape, split),
         *_placement_faults(split, hardware),
         *(_native_faults(shape, split, hardware) if engine == "native" else ()),
     ]
+
+
+def config_faults(config: str, split: Split) -> list[str]:
+    """Those of a model by its config.json, wherever it is to run. Raises ShapeError or ValueError
+    where it is none that is known here."""
+    return _shape_faults(parse_shape(json.loads(config)), split)
+
+
+def _shape_faults(shape: ModelShape, split: Split) -> list[str]:
+    return [*_model_faults(shape, split), *_kernel_faults(shape, split)]
 
 
 def _model_faults(shape: ModelShape, split: Split) -> Iterator[str]:

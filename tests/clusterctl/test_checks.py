@@ -3,6 +3,7 @@ fact it needs could not be learnt."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from clusterctl.doctor.checks import (
     HOST_CHECKS,
     Choice,
 )
-from clusterctl.doctor.subject import Cluster, Host
+from clusterctl.doctor.subject import Cluster, Host, Plan
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import (
     Address,
@@ -51,11 +52,24 @@ ALL: dict[str, Check[Any]] = {
 }  # the others have tests of their own: test_pairs, test_collectives, test_images
 SPEC = spec_of("gpu01", "gpu02", devices=DevicesSpec())
 DRIVER = "580.159.04"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+}
 MODEL = ModelFacts(
     "/models/m",
     True,
     (ModelFile("config.json", 600), ModelFile("model.safetensors", 900, 900)),
     (("config.json", "abc"),),
+    config=json.dumps(CONFIG),
 )
 
 
@@ -256,6 +270,7 @@ SAMPLES: dict[str, Host | Cluster] = {
     "model.complete": facts(model=replace(MODEL, files=(ModelFile("a.safetensors", 9, 900),))),
     "model.token": facts(model=ModelFacts("meta-llama/Llama-3.1-8B", False)),
     "model.equal": second(model=replace(MODEL, digests=(("config.json", "abd"),))),
+    "model.split": replace(BOTH, plan=Plan(5, 1, "as asked")),
 }
 
 # What a sample is expected to predict beside the check's own cause.
@@ -307,6 +322,23 @@ def test_a_check_says_why_it_matters() -> None:
     for one in ALL.values():
         assert len(one.why) > 40, one.id
         assert one.explained().startswith(f"{one.id}: {one.title}\n")
+
+
+def split(tp: int, pp: int, **config: Any) -> list[tuple[str | None, str]]:
+    model = replace(MODEL, config=json.dumps(CONFIG | config))
+    one = replace(ONE, facts=replace(ONE.facts, model=model))
+    seen = Cluster(SPEC, {"gpu01": one}, Plan(tp, pp, "as asked"))
+    return [(found.cause, found.verdict) for found in judged("model.split", seen)]
+
+
+def test_a_split_is_judged_by_the_models_own_sizes() -> None:
+    block = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert split(8, 2) == [("heads-not-divisible-by-tp", "ok")]
+    assert split(3, 1)[0] == ("heads-not-divisible-by-tp", "fail")
+    assert split(2, 64) == [("parallel-size-invalid", "fail")]
+    assert split(32, 1, **block) == [("quant-block-not-divisible-by-tp", "fail")]
+    assert split(8, 1, **block) == [("heads-not-divisible-by-tp", "ok")]
+    assert split(8, 1, num_attention_heads=None)[0][1] == "unknown"
 
 
 def test_values_tell_who_holds_the_memory() -> None:

@@ -17,8 +17,9 @@ from clusterctl import collectives
 from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.check import Finding, run_checks, troubles
 from clusterctl.doctor.checks import DEEP_CHECKS
-from clusterctl.doctor.collectives import COLLECTIVE_CHECKS, Collectives, HostLinks, Plan
+from clusterctl.doctor.collectives import COLLECTIVE_CHECKS, Collectives, HostLinks
 from clusterctl.doctor.devicespeed import SPEED_CHECKS
+from clusterctl.doctor.subject import Plan
 from clusterctl.events import silent
 from clusterctl.facts.types import Address, DockerContainer, HostFacts, Interface, RdmaPort
 from clusterctl.sanityreport import RankVerdict, SanityReport, parse_verdicts
@@ -114,6 +115,12 @@ def test_a_node_whose_launcher_is_lost_is_named() -> None:
 def test_what_keeps_it_from_being_started_is_a_failure() -> None:
     refused = Collectives(reason="x", refused=("image i cannot run the engine", "gpu02", "use..."))
     assert bad(refused) == [("collective.whole", None, "gpu02", "fail")]
+
+
+def test_two_hosts_are_one_pair_and_a_failure_is_said_once() -> None:
+    pair = broken("gpu01", "gpu02", at=1)
+    seen = Collectives(pair, "", {("gpu01", "gpu02"): pair})
+    assert [one[0] for one in bad(seen)] == ["collective.whole"]
 
 
 def test_a_bad_host_is_told_from_a_bad_way_by_pairs() -> None:
@@ -252,7 +259,7 @@ def h100s(**changed: float) -> Collectives:
 def test_two_healthy_h100s_give_nothing() -> None:
     assert bad(h100s()) == []
     said = {one.check: one.message for one in judged(h100s())}
-    assert said["gpu.matmul-speed"] == "GPU 0 750 TFLOP/s on gpu01, GPU 1 748 TFLOP/s on gpu01"
+    assert said["gpu.matmul-speed"] == "GPU 0 766 TFLOP/s on gpu01, GPU 1 759 TFLOP/s on gpu01"
 
 
 @pytest.mark.parametrize(
@@ -262,13 +269,13 @@ def test_two_healthy_h100s_give_nothing() -> None:
             {"tflops": 310.0},
             "gpu.matmul-speed",
             "GPU 1 (NVIDIA H100 80GB HBM3) multiplies matrices at 310 TFLOP/s; the best of its "
-            "kind here does 750, 989 by its datasheet",
+            "kind here does 766, 989 by its datasheet",
         ),
         (
             {"memory_gb_s": 1500.0},
             "gpu.memory-speed",
             "GPU 1 (NVIDIA H100 80GB HBM3) copies memory at 1500 GB/s; the best of its kind here "
-            "does 2876, 3350 by its datasheet",
+            "does 2950, 3350 by its datasheet",
         ),
     ],
 )

@@ -1,10 +1,11 @@
-"""Parsers of NVIDIA's, AMD's and RDMA's tools. The H200's outputs are recorded; the others are
-written after published outputs of such machines."""
+"""Parsers of NVIDIA's, AMD's and RDMA's tools. Outputs of an H200 and of two H100s are recorded;
+the others are written after published outputs of such machines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from clusterctl.doctor.checks import judge
 from clusterctl.facts.amd import parse_ecc, parse_rocm_smi
 from clusterctl.facts.gather import parse_facts
 from clusterctl.facts.kernel import parse_firewall, parse_log, parse_numa
@@ -22,6 +23,7 @@ from clusterctl.facts.types import (
     NvLinks,
     RdmaPort,
 )
+from tests.clusterctl.hosts import spec_of
 
 H200 = Path(__file__).parents[1] / "data/facts/h200.txt"
 
@@ -40,6 +42,22 @@ def test_the_h200_is_in_health() -> None:
     assert facts.open_module is True
     assert facts.numa == ((0, "0"),)
     assert (facts.links, facts.paths) == ((), ())
+
+
+def test_two_h100s_are_in_health_and_joined_by_nvlink() -> None:
+    text = H200.with_name("h100x2.txt").read_text()
+    facts = parse_facts("h100x2", text, sent=0.0, received=0.0)
+    assert [gpu.name for gpu in facts.gpu.gpus] == ["NVIDIA H100 80GB HBM3"] * 2
+    assert facts.nvidia.links == (NvLinks(0, 18, 0), NvLinks(1, 18, 0))
+    assert facts.nvidia.paths == (GpuPath("GPU0", "GPU1", "NV18"),)
+    found = {one.check: one for one in judge(spec_of("h100x2"), {"h100x2": facts})}
+    assert {f"{id}: {one.message}" for id, one in found.items() if one.verdict == "fail"} == {
+        "docker.answers: Docker does not answer: no Docker socket at /var/run/docker.sock: "
+        "Docker is not installed"
+    }
+    healthy = ("driver", "ecc", "remap", "recovery", "fabric", "slowed", "pcie", "mig", "xid")
+    for id in (*healthy, "persistence", "nvlink", "paths"):
+        assert found[f"gpu.{id}"].verdict == "ok"
 
 
 SICK = """\
@@ -174,7 +192,7 @@ def test_numa() -> None:
 def test_a_model_with_a_shard_cut_off_and_one_missing() -> None:
     text = (
         "path\t/m\nexists\nfile\tconfig.json\t10\t\nfile\ta.safetensors\t90\t100\n"
-        "digest\tconfig.json\tabc\nmissing\tb.safetensors\n"
+        'digest\tconfig.json\tabc\nconfig\t{"a": 1}\nmissing\tb.safetensors\n'
     )
     assert parse_model(said(text)) == ModelFacts(
         "/m",
@@ -182,5 +200,6 @@ def test_a_model_with_a_shard_cut_off_and_one_missing() -> None:
         (ModelFile("config.json", 10), ModelFile("a.safetensors", 90, 100)),
         (("config.json", "abc"),),
         ("b.safetensors",),
+        '{"a": 1}',
     )
     assert parse_model(Section("", "", 3)) is None

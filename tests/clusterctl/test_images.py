@@ -105,7 +105,7 @@ REQUIRES = "cuda>=13.0 brand=unknown,driver>=535,driver<536 brand=tesla,driver>=
         ),
         (replace(CUDA, requires=REQUIRES), with_driver("580.159.04", "13.0"), None),
         (
-            replace(CUDA, requires=REQUIRES, compat="580.65.06", compat_first=True),
+            replace(CUDA, requires=REQUIRES, compat="580.65.06"),
             with_driver("535.104.05", "12.2"),
             "warn",
         ),
@@ -119,6 +119,17 @@ def test_cuda_of_the_image_against_the_driver(
 ) -> None:
     found = [("image.cuda", "driver-too-old-for-image", "gpu01", verdict)] if verdict else []
     assert [one for one in bad(held(image, gpu=gpu)) if one[0] == "image.cuda"] == found
+
+
+def test_the_image_of_a_gpu_machine_and_its_driver() -> None:
+    """CUDA 13.0, with NVIDIA's own list of drivers: recorded beside two H100s."""
+    file = Path(__file__).parents[1] / "data/gpu/h100x2/image.json"
+    image = replace(ImageContents(**json.loads(file.read_text())), ray="2.60.0")
+    assert bad(held(image, gpu=with_driver("580.159.04", "13.0"))) == []
+    (old,) = bad(held(image, gpu=with_driver("575.57.08", "12.9")))
+    assert old == ("image.cuda", "driver-too-old-for-image", "gpu01", "warn")
+    (older,) = bad(held(image, gpu=with_driver("545.23.08", "12.3")))
+    assert older == ("image.cuda", "driver-too-old-for-image", "gpu01", "fail")
 
 
 @pytest.mark.parametrize(
