@@ -127,6 +127,7 @@ def _bring_images(session: Session, found: Prospect, journal: Journal, report: R
     spec, plan = session.spec, found.plan
     images.pull(session, spec.image, [node.host for node in plan.made if node.pull], report)
     if plan.made:
+        images.check_same(session, spec.image, [node.name for node in spec.nodes])
         report(Event("begin", "image", spec.image))
         hosts = [node.host for node in plan.made]
         contents = images.contents(session, spec.image, hosts, journal)

@@ -178,6 +178,7 @@ def _site(
     first = vllm.MASTER_PORT if spec.dp == 1 else vllm.REPLICAS_PORT
     return Site(
         addresses={member.name: member.node.address for member in nodes},
+        home=home,
         package_directory=f"{home}/{package.name}",
         key_file=f"{home}/secrets/{spec.name}.key",
         ray_address=head.ray_address,
@@ -305,6 +306,8 @@ def _begin(session: Session, start: _Start, report: Report) -> Following:
     name = start.serve.name
     offsets = {node: tail(member, name, None)["offset"] for node, member in by_name.items()}
     _put_info(start, None)
+    for path, content in start.plan.files.items():
+        deployments.put(start.head, path, content.encode())
     for node in start.plan.processes:
         deployments.put_json(by_name[node], name, "spec.json", _spec(start, node))
     for member in start.nodes:

@@ -13,6 +13,12 @@ from dataclasses import dataclass
 
 from clusterctl.facts.types import Gid, HostFacts, RdmaPort
 
+PER_HOST = (
+    *("VLLM_HOST_IP", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"),
+    *("NCCL_IB_HCA", "NCCL_IB_GID_INDEX", "UCX_NET_DEVICES"),
+)
+"""What each host has to say for itself: another host's value is wrong there."""
+
 # An entry of a GID table for an IPv4 address: ::ffff:a.b.c.d
 _IPV4_GID = "0000:0000:0000:0000:0000:ffff:"
 _KINDS = ("InfiniBand", "Ethernet")  # others (EFA) are no verbs devices to NCCL's own IB transport

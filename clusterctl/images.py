@@ -69,6 +69,20 @@ def check_policy(plan: LaunchPlan, image: str, policy: PullPolicy) -> None:
         )
 
 
+def check_same(session: Session, image: str, names: Sequence[str]) -> None:
+    """Raises PreflightFailed where a name stands for different images: a tag is moved by whoever
+    pushes."""
+    ids = results(session.each(lambda link: link.runtime.image_id(image), names))
+    if len(set(ids.values())) > 1:
+        said = ", ".join(
+            f"{name} {str(id).removeprefix('sha256:')[:12]}" for name, id in ids.items()
+        )
+        raise PreflightFailed(
+            f"{image} is not the same on all hosts: {said}",
+            hint=f"up --pull always, clusterctl image push, or name {image} by digest",
+        )
+
+
 def pull(session: Session, image: str, names: Sequence[str], report: Report) -> None:
     """On all these hosts at once. Raises PreflightFailed naming every host that cannot get it."""
 

@@ -203,6 +203,7 @@ def plan_document(plan: ServePlan) -> dict[str, Any]:
         "processes": [
             {"node": node, **asdict(process)} for node, process in plan.processes.items()
         ],
+        "files": dict(plan.files),
     }
 
 
@@ -211,6 +212,8 @@ def show_plan(plan: ServePlan, *, as_json: bool) -> None:
         console.json({"schema_version": console.SCHEMA_VERSION, **plan_document(plan)})
         return
     show_choice(plan)
+    for path, content in plan.files.items():
+        console.line(f"\n# {plan.placement.nodes[0]}: {path}\n{content}")
     for node, process in plan.processes.items():
         secrets = [f'{name}="$(cat {file})"' for name, file in process.env_files.items()]
         env = shell_line([f"{name}={value}" for name, value in process.env.items()])

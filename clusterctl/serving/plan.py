@@ -17,11 +17,12 @@ BACKENDS: Mapping[Executor, Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni
 
 @dataclass(frozen=True)
 class Site:
-    """What the plan has to know of the cluster: node addresses by name; on the head, where the
-    engine package and the API key's file lie, how Ray is found, and what the API binds. `env`: for
-    every process, whatever the engine."""
+    """What the plan has to know of the cluster: node addresses by name; on the head, where our
+    files, the engine package and the API key's file lie, how Ray is found, and what the API binds.
+    `env`: for every process, whatever the engine."""
 
     addresses: Mapping[str, str]
+    home: str
     package_directory: str
     key_file: str
     ray_address: str
@@ -34,10 +35,11 @@ class Site:
 @dataclass(frozen=True)
 class ServePlan:
     """`processes` by node, in the order in which supervisors are told: the head, which serves the
-    API and leads the others, is last."""
+    API and leads the others, is last. `files`: what it finds there, path -> content."""
 
     placement: Placement
     processes: Mapping[str, Process]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_group(self) -> bool:
@@ -49,7 +51,13 @@ def plan(serve: ServeSpec, placement: Placement, site: Site) -> ServePlan:
     if placement.engine == "native":
         return ServePlan(placement, {nodes[0]: _native(serve, placement, site)})
     ranks = reversed(range(len(nodes)))
-    return ServePlan(placement, {nodes[r]: _vllm(serve, placement, site, r) for r in ranks})
+    processes = {nodes[r]: _vllm(serve, placement, site, r) for r in ranks}
+    over_ray = placement.executor == "ray"
+    return ServePlan(placement, processes, vllm.config_files(_root(site)) if over_ray else {})
+
+
+def _root(site: Site) -> str:
+    return f"{site.home}/vllm"
 
 
 def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
@@ -65,7 +73,10 @@ def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
 def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Process:
     backend = BACKENDS[placement.executor]
     env = vllm.env(
-        {native.DEPLOYMENT_VARIABLE: site.owner}, backend=backend, ray_address=site.ray_address
+        {native.DEPLOYMENT_VARIABLE: site.owner},
+        backend=backend,
+        ray_address=site.ray_address,
+        config_root=_root(site),
     )
     return Process(
         vllm.argv(serve, backend=backend, host=site.host, node=_node(serve, placement, site, rank)),

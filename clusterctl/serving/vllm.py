@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from clusterctl.fabric import PER_HOST
 from clusterctl.spec import ServeSpec
 
 ENGINE = "vllm"
@@ -151,7 +152,16 @@ def _group_flags(node: GroupNode) -> tuple[str, ...]:
     )
 
 
-def env(deployment: Mapping[str, str], *, backend: Backend, ray_address: str) -> Mapping[str, str]:
+def config_files(config_root: str) -> Mapping[str, str]:
+    """Beside the API server, which gives its own environment to Ray's workers: not what each host
+    says for itself (vLLM's older Ray executor overwrites that, and the workers then look for the
+    head's adapters). Path -> content; VLLM_CONFIG_ROOT has to be `config_root`."""
+    return {f"{config_root}/ray_non_carry_over_env_vars.json": json.dumps(sorted(PER_HOST))}
+
+
+def env(
+    deployment: Mapping[str, str], *, backend: Backend, ray_address: str, config_root: str
+) -> Mapping[str, str]:
     """On top of the container's own. `deployment`: the variable that says whose a process is.
 
     vLLM hands its environment to Ray's workers inside Python, where nobody sees it from outside:
@@ -166,4 +176,5 @@ def env(deployment: Mapping[str, str], *, backend: Backend, ray_address: str) ->
         "RAY_ADDRESS": ray_address,
         "RAY_DEDUP_LOGS": "0",
         "RAY_JOB_CONFIG_JSON_ENV_VAR": job,
+        "VLLM_CONFIG_ROOT": config_root,
     }

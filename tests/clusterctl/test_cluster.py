@@ -292,6 +292,13 @@ def test_pull_always_remakes_the_nodes_whose_image_is_older(bed: Bed) -> None:
     assert reasons == {"its image has been pulled or built anew since"}
 
 
+def test_a_name_that_means_two_images_is_refused(bed: Bed) -> None:
+    bed.runtimes["gpu02"].images[IMAGE] = "sha256:yesterdays"
+    with pytest.raises(PreflightFailed, match="is not the same on all hosts: .*gpu02 yesterdays"):
+        up(bed)
+    assert nothing_left(bed)
+
+
 def test_interrupted_while_it_acts_it_undoes_and_says_so(bed: Bed) -> None:
     class Interrupting(type(bed.runtimes["gpu01"])):  # type: ignore[misc]
         def start(self, container_id: str) -> None:

@@ -18,6 +18,7 @@ from clusterctl import deploy, deployments
 from clusterctl.deploy import Served
 from clusterctl.errors import ClusterctlError, ConfigError, NotReady, PreflightFailed
 from clusterctl.events import Event
+from clusterctl.fabric import PER_HOST
 from clusterctl.secret import Secret
 from clusterctl.serving.placement import Executor
 from clusterctl.spec import ServeSpec
@@ -476,10 +477,14 @@ def test_vllm_over_ray_is_one_process_on_the_head(
             "RAY_ADDRESS": "127.0.0.2:6379",
             "RAY_DEDUP_LOGS": "0",
             "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": owner}}),
+            "VLLM_CONFIG_ROOT": f"{home}/vllm",
         },
         "env_files": {"VLLM_API_KEY": f"{home}/secrets/tiny.key"},
     }
     assert not Path(with_vllm.runtimes["gpu02"].home, "deployments").exists()
+    # Each host's own word stays its own.
+    kept = with_vllm.path("vllm", "ray_non_carry_over_env_vars.json")
+    assert set(json.loads(kept.read_text())) == set(PER_HOST)
 
 
 def test_vllm_is_asked_once_an_image_what_it_can_do(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterctl.fabric import Derived, Variables, derive
+from clusterctl.fabric import PER_HOST, Derived, Variables, derive
 from clusterctl.facts.types import Gid, HostFacts, RdmaPort
 from clusterctl.launch import explained_environment
 from tests.clusterctl.hosts import host_facts, place, spec_of
@@ -185,3 +185,8 @@ def test_a_network_that_is_switched_off_is_not_pinned(off: dict[str, str]) -> No
     found = told(**off)
     assert found.get("NCCL_NET") == ("Socket | env:" if "NCCL_NET" in off else None)
     assert "NCCL_IB_HCA" not in found
+
+
+def test_what_is_derived_is_each_hosts_own_word() -> None:
+    derived = {*told(), "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "VLLM_HOST_IP"}
+    assert derived - {"NCCL_NET"} == set(PER_HOST)
