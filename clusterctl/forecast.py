@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,11 @@ def foresee(
     if hardware is None or model is None:
         lacking = "GPUs of these hosts" if hardware is None else f"sizes of {serve.model}"
         return Forecast(serve.tp, serve.pp, f"no forecast: the {lacking} are not known here")
-    settings = Settings(max_model_len=serve.max_model_len, engine=engine)
+    settings = Settings(
+        max_model_len=serve.max_model_len,
+        engine=engine,
+        kv_cache_bytes=_cpu_space(session, hardware) if engine == "vllm" else None,
+    )
     asked = Asked(
         tp=None if "tp" in serve.open_sizes else serve.tp,
         pp=None if "pp" in serve.open_sizes else serve.pp,
@@ -128,9 +132,14 @@ def _hardware(
             [seen[member.name].memory for member in nodes],
             [member.node.devices for member in nodes],
         )
-    found = hardware_of(session.facts([member.name for member in nodes]))
-    least = min(member.node.devices for member in nodes)
-    return replace(found, per_node=min(found.per_node, least)) if found else None
+    counts = {member.name: member.node.devices for member in nodes}
+    return hardware_of(session.facts(list(counts)), counts)
+
+
+def _cpu_space(session: Session, hardware: Hardware) -> int | None:
+    """What vLLM is told to take on CPUs: GiB, in the cluster's environment."""
+    space = session.spec.env.get("VLLM_CPU_KVCACHE_SPACE", "") if hardware.gpu.cpu else ""
+    return int(space) << 30 if space.isdecimal() and int(space) else None
 
 
 def _model(serve: ServeSpec, head: str, texts: Mapping[str, str], engine: Engine) -> Model | None:

@@ -32,7 +32,9 @@ def plan(
     gpus: Annotated[
         str | None,
         typer.Option(
-            "--gpus", metavar="NxGxNAME", help="2x8xH100-80G; the cluster's own without it."
+            "--gpus",
+            metavar="NxGxNAME",
+            help="2x8xH100-80G, also a list: 1x8xH100,1x8xA100; the cluster's own without it.",
         ),
     ] = None,
     tp: Annotated[
@@ -98,8 +100,9 @@ def plan(
         _settings(utilization, max_model_len, kv_dtype, max_num_batched_tokens),
         engine="native" if engine == "native" else "vllm",
     )
-    asked = Asked(tp=tp, pp=pp, concurrency=concurrency, engine=engine)
-    hardware = [parse_hardware(gpus) if gpus else _of_cluster(config, cluster)]
+    here, rdma = (parse_hardware(gpus), None) if gpus else _of_cluster(config, cluster)
+    asked = Asked(tp=tp, pp=pp, concurrency=concurrency, engine=engine, rdma=rdma)
+    hardware = [here]
     hardware += [parse_hardware(other) for other in compare or ()]
     planned = [make_plans(found, one, settings, asked) for one in hardware]
     if compare:
@@ -141,20 +144,25 @@ def _kv_dtype(text: str) -> str | None:
     return None if name == "auto" else name
 
 
-def _of_cluster(config: Path | None, cluster: str | None) -> Hardware:
-    """The GPUs that the cluster's hosts have now."""
-    from clusterctl.planner.live import hardware_of
+def _of_cluster(config: Path | None, cluster: str | None) -> tuple[Hardware, bool | None]:
+    """What the cluster's hosts have now, and whether RDMA joins them."""
+    from clusterctl.planner.live import cpu_hardware, hardware_of, rdma_between
     from clusterctl.session import Session
 
     spec = load_spec(config=config, cluster=cluster)
     with console.progress() as report, Session.connect(spec, report=report) as session:
-        found = hardware_of(session.facts())
+        facts = session.facts()
+    slots = [spec.devices_of(node) for node in spec.nodes]
+    if all(lent.kind == "cpu" for lent in slots):
+        free = [facts[node.name].host.memory_available_bytes for node in spec.nodes]
+        return cpu_hardware(free, [lent.count or 1 for lent in slots]), None
+    found = hardware_of(facts)
     if found is None:
         raise PreflightFailed(
             "the cluster's hosts have no GPUs that a plan could be made for",
             hint="name GPUs: --gpus 2x8xH100-80G",
         )
-    return found
+    return found, rdma_between(facts)
 
 
 # --- screens -------------------------------------------------------------------------------------
@@ -183,7 +191,7 @@ def _show_stages(best: Plan, planned: Planned, *, longest: bool) -> None:
     memory = best.memory
     assert memory is not None
     console.table(
-        ("STAGE", "LAYERS", "WEIGHTS", "ACTIVATIONS", "KV POOL", "KV BYTES/TOKEN", "TOKENS"),
+        ("STAGE", "GPU", "LAYERS", "WEIGHTS", "ACTIVATIONS", "KV POOL", "KV BYTES/TOKEN", "TOKENS"),
         [_stage_row(index, memory) for index in range(len(memory.stages))],
     )
     speed = bounds(memory, planned.hardware)
@@ -208,6 +216,7 @@ def _stage_row(index: int, memory: Memory) -> tuple[str, ...]:
     tokens = memory.groups.tokens(max(0, stage.pool) // max(1, stage.block_bytes))
     return (
         str(index),
+        f"{memory.split.tp} x {stage.gpu.name}",
         f"{len(stage.layers)}",
         f"{stage.weights / 2**30:.2f} GiB",
         f"{stage.activations / 2**30:.2f} GiB",

@@ -59,6 +59,7 @@ def _sizes(memory: Memory, planned: Planned) -> dict[str, Any]:
         "prefill_tokens_per_second_bound": round(speed.prefill),
         "stages": [
             {
+                "gpu": stage.gpu.name,
                 "layers": len(stage.layers),
                 "weights_gib": round(stage.weights / GIB, 3),
                 "activations_gib": round(stage.activations / GIB, 3),

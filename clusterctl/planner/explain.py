@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clusterctl.planner.gpus import Hardware
 from clusterctl.planner.memory import Memory
 from clusterctl.planner.strategy import COMFORTABLE, Asked, Plan, Planned, make_plans
 
@@ -47,9 +46,26 @@ def _why(planned: Planned, plan: Plan) -> str:
         return f"Only tp={split.tp} over nodes holds it, which needs RDMA with GPUDirect."
     if split.ranks <= hardware.per_node:
         return _inside_a_node(planned, plan)
+    cut = _uneven(plan)
+    if split.tp == 1:
+        return (
+            f"It does not fit one node, so a pipeline of {split.pp} GPUs crosses the network{cut}."
+        )
     return (
         f"It does not fit one node, so tensor parallelism stays inside the node (tp={split.tp}), "
-        f"where links are fast, and the pipeline (pp={split.pp}) crosses the network."
+        f"where links are fast, and the pipeline (pp={split.pp}) crosses the network{cut}."
+    )
+
+
+def _uneven(plan: Plan) -> str:
+    """Where stages are on unlike GPUs: how many layers each holds, and how that is asked for."""
+    stages = plan.memory.stages if plan.memory else ()
+    if len({stage.gpu for stage in stages}) < 2:
+        return ""
+    cut = ",".join(str(len(stage.layers)) for stage in stages)
+    return (
+        f"; its stages hold {cut} layers, as their GPUs' bandwidth and memory allow "
+        f"(--pipeline-partition {cut}, of vLLM VLLM_PP_LAYER_PARTITION={cut})"
     )
 
 
@@ -59,7 +75,8 @@ def _inside_a_node(planned: Planned, plan: Plan) -> str:
         spread = f" with its experts spread over them (ep={split.ep})" if split.ep > 1 else ""
         return f"It fits {split.tp} linked GPUs of a node by tensor parallelism{spread}."
     if split.tp == 1:
-        reason = "" if gpu.linked else f", since {gpu.name} have no link between them"
+        linked = planned.hardware.linked
+        reason = "" if linked else f", since {gpu.name} have no link between them"
         return (
             f"It fits a node as a pipeline of {split.pp} GPUs{reason}; uneven splits are no harm."
         )
@@ -124,7 +141,7 @@ def _larger(planned: Planned) -> list[str]:
         return []  # more of what cannot run it at all is no help
     nodes = hardware.nodes + 1
     while nodes <= _MOST_NODES:
-        more = Hardware(nodes, hardware.per_node, hardware.gpu)
+        more = hardware.with_more(nodes - hardware.nodes)
         found = make_plans(planned.model, more, planned.settings, Asked(engine=asked.engine))
         if found.best is not None:
             return [f"Nearest that works: {more} with {found.plans[found.best].split}."]

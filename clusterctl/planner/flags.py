@@ -56,11 +56,18 @@ def _kv_dtype(text: str) -> str | None:
     return None if text == "auto" else KV_DTYPES.get(text, text)
 
 
+def _partition(text: str) -> tuple[int, ...] | None:
+    parts = text.split(",")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None
+
+
 _READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "--block-size": ("block_size", _count),
     "--gpu-memory-utilization": ("utilization", _share),
     "--kv-cache-dtype": ("kv_dtype", _kv_dtype),
     "--kv-cache-memory-bytes": ("kv_cache_bytes", _count),
     "--max-model-len": ("max_model_len", _count),
     "--max-num-batched-tokens": ("max_num_batched_tokens", _count),
     "--max-num-seqs": ("max_num_seqs", _count),
+    "--pipeline-partition": ("partition", _partition),
 }

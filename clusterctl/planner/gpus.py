@@ -31,24 +31,79 @@ class Gpu:
     cpu: bool = False
 
     @property
+    def is_a100(self) -> bool:
+        """Which engines do not count among the large ones, whatever its memory."""
+        return self.name.startswith(("A100", "A800"))
+
+    @property
     def memory_bytes(self) -> int:
         return int(self.memory_gib * GIB)
 
 
 @dataclass(frozen=True)
-class Hardware:
+class NodeGroup:
     """`nodes` equal machines with `per_node` equal GPUs each."""
 
     nodes: int
     per_node: int
     gpu: Gpu
 
-    @property
-    def total(self) -> int:
-        return self.nodes * self.per_node
-
     def __str__(self) -> str:
         return f"{self.nodes}x{self.per_node}x{self.gpu.name}"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The nodes of a cluster, in their order: one group where all are alike."""
+
+    groups: tuple[NodeGroup, ...]
+
+    @classmethod
+    def alike(cls, nodes: int, per_node: int, gpu: Gpu) -> Hardware:
+        return cls((NodeGroup(nodes, per_node, gpu),))
+
+    @property
+    def nodes(self) -> int:
+        return sum(group.nodes for group in self.groups)
+
+    @property
+    def per_node(self) -> int:
+        """Of the node that has most."""
+        return max(group.per_node for group in self.groups)
+
+    @property
+    def total(self) -> int:
+        return sum(group.nodes * group.per_node for group in self.groups)
+
+    @property
+    def gpu(self) -> Gpu:
+        """The smallest one: what is planned for it runs on all."""
+        gpus = [group.gpu for group in self.groups]
+        return min(gpus, key=lambda gpu: (gpu.memory_gib, gpu.bandwidth))
+
+    @property
+    def linked(self) -> bool:
+        return all(group.gpu.linked for group in self.groups)
+
+    @property
+    def unlike(self) -> bool:
+        return len({group.gpu for group in self.groups}) > 1
+
+    def slots(self, tp: int) -> list[list[Gpu]]:
+        """Where a stage of `tp` ranks can lie: one entry a node, or, where tp spans nodes, one a
+        set of equal nodes."""
+        if tp > self.per_node:
+            spanning = [one for one in self.groups if tp % one.per_node == 0]
+            return [[g.gpu] * (g.nodes * g.per_node // tp) for g in spanning]
+        return [[g.gpu] * (g.per_node // tp) for g in self.groups for _ in range(g.nodes)]
+
+    def with_more(self, nodes: int) -> Hardware:
+        """`nodes` more of the first kind."""
+        first, *rest = self.groups
+        return Hardware((replace(first, nodes=first.nodes + nodes), *rest))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.groups))
 
 
 _TABLE: tuple[Gpu, ...] = (
@@ -74,6 +129,9 @@ _TABLE: tuple[Gpu, ...] = (
     Gpu("A40", 44.35, 696, 150, 150),
     Gpu("RTXA6000", 47.43, 768, 155, 155),
     Gpu("RTXA5000", 23.57, 768, 111, 111),
+    Gpu("RTX8000", 47.27, 672, 130, 130),
+    Gpu("TITANRTX", 23.65, 672, 130, 130),
+    Gpu("RTX5000ADA", 31.48, 576, 261, 522),
     Gpu("RTXA4000", 15.73, 448, 77, 77),
     Gpu("L4", 21.96, 300, 121, 242),
     Gpu("L20", 44.4, 864, 119, 239),
@@ -118,6 +176,11 @@ _ALIASES = {
     "H200SXM": "H200",
     "H200NVL": "H200",
     "H20-96G": "H20",
+    "H20-3E": "H20-141G",
+    "GH200-480G": "GH200",  # the size of its CPU's memory
+    "B300-AC": "B300",
+    "RTX3090TI": "RTX3090",
+    "RTX4090-D": "RTX4090",
     "A100": "A100-80G",
     "A100SXM4": "A100-80G",
     "A100PCIE": "A100-80G",
@@ -141,7 +204,7 @@ _ALIASES = {
 }
 
 _NAMES = {gpu.name: gpu for gpu in _TABLE}
-_NOISE = re.compile(r"NVIDIA|AMD|TESLA|INSTINCT|GEFORCE|GENERATION")
+_NOISE = re.compile(r"NVIDIA|AMD|TESLA|INSTINCT|GEFORCE|QUADRO|GENERATION")
 _MEMORY = re.compile(r"^(.*?)-?(\d+(?:\.\d+)?)G(?:I?B)?$")
 _HARDWARE = re.compile(
     r"^(?:(?:(\d+)\s*[x×*]\s*)?(\d+)\s*[x×*]\s*)?(\D.*|\d{4}\D*)$", re.IGNORECASE
@@ -150,14 +213,19 @@ _NOMINAL_TOLERANCE = 0.12
 
 
 def parse_hardware(text: str) -> Hardware:
-    """`2x8xH100-80G`, `8xH200`, `RTX4090`. Raises ConfigError naming the nearest GPU."""
+    """`2x8xH100-80G`, `8xH200`, `RTX4090`, `1x8xH100,1x8xA100`. Raises ConfigError naming the
+    nearest GPU."""
+    return Hardware(tuple(_parse_group(one) for one in text.split(",")))
+
+
+def _parse_group(text: str) -> NodeGroup:
     match = _HARDWARE.match(text.strip())
     if match is None or "0" in (match[1], match[2]):
         raise ConfigError(
             f"--gpus {text!r} cannot be read", hint="NODESxGPUSxNAME, for example 2x8xH100-80G"
         )
     nodes, per_node = int(match[1] or 1), int(match[2] or 1)
-    return Hardware(nodes, per_node, find_gpu(match[3]))
+    return NodeGroup(nodes, per_node, find_gpu(match[3]))
 
 
 def find_gpu(text: str) -> Gpu:
@@ -191,6 +259,7 @@ def _tidy(text: str) -> str:
     name = re.sub(r"(\d)\s*GI?B\b", r"\1G", name)
     name = re.sub(r"[\s_]+", "-", name.strip()).strip("-")
     name = re.sub(r"-+", "-", name)
+    name = re.sub(r"(?<!H100)-PCIE", "", name)  # of others the memory tells the kind
     return re.sub(r"^(RTX|GTX)-", r"\1", name)
 
 

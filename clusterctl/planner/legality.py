@@ -71,11 +71,13 @@ def _kernel_faults(shape: ModelShape, split: Split) -> Iterator[str]:
 
 
 def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:
-    if split.ranks * split.dp > hardware.total or split.dp < 1:
-        needed = split.ranks * max(1, split.dp)
+    needed = split.ranks * max(1, split.dp)
+    if needed > hardware.total:
         yield f"tp x pp x dp = {needed} is more than the {hardware.total} GPUs of {hardware}"
-    elif split.tp > hardware.per_node and split.tp % hardware.per_node:
-        yield f"tp={split.tp} does not fill whole nodes of {hardware.per_node} GPUs"
+    elif not any(hardware.slots(split.tp)):
+        yield f"tp={split.tp} does not fill whole nodes of equal GPUs ({hardware})"
+    elif sum(map(len, hardware.slots(split.tp))) < split.pp:
+        yield f"{hardware} has no room for {split.pp} stages of {split.tp} GPUs each"
 
 
 def _native_faults(shape: ModelShape, split: Split, hardware: Hardware) -> Iterator[str]:

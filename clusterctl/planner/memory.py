@@ -14,9 +14,11 @@ from typing import Literal
 
 from clusterctl.planner.gpus import GIB, Gpu
 from engine.shapes import (
+    BLOCK,
     DTYPE_BYTES,
     CacheGroups,
     ModelShape,
+    ShapeError,
     cache_groups,
     even_partition,
     rank_bytes,
@@ -24,8 +26,10 @@ from engine.shapes import (
 )
 
 LARGE_GPU = 70 * GIB
-"""From here on vLLM computes 8192 tokens a step by default and keeps 1024 requests, below 2048 and
-256 (vllm/engine/arg_utils.py, `get_batch_defaults`)."""
+"""From here on vLLM computes 8192 tokens a step by default and keeps 1024 requests; on smaller ones
+and on A100 2048 and 256 (vllm/engine/arg_utils.py of 0.10 and later, `get_batch_defaults`)."""
+
+_CPU_PAGE = 128  # tokens of a block in vLLM on CPUs (vllm/platforms/cpu.py)
 
 _OUTSIDE_ONE = 0.35 * GIB  # context and libraries: vllm#10517, 13061
 _OUTSIDE_LINKED = 1.8 * GIB  # and NCCL's channels and custom all-reduce over NVLink: vllm#10511
@@ -38,7 +42,8 @@ _LATENT_WORKSPACE = 65536  # tokens that vLLM decompresses at once (chunked pref
 @dataclass(frozen=True)
 class Settings:
     """How the engine is started. `kv_dtype` None: the checkpoint's own, else its dtype's.
-    `kv_cache_bytes`: of each rank, where it was given and is not what `utilization` leaves."""
+    `kv_cache_bytes`: of each rank, where it was given and is not what `utilization` leaves;
+    `partition`: layers of each stage, where they were given."""
 
     utilization: float = 0.9
     max_model_len: int | None = None
@@ -47,6 +52,8 @@ class Settings:
     max_num_seqs: int | None = None
     engine: Literal["native", "vllm"] = "vllm"
     kv_cache_bytes: int | None = None
+    block_size: int | None = None
+    partition: tuple[int, ...] | None = None
 
     def step_tokens(self, gpu: Gpu) -> int:
         return self.max_num_batched_tokens or self._default(gpu, large=8192, small=2048)
@@ -57,8 +64,12 @@ class Settings:
         return self.max_num_seqs or self._default(gpu, large=1024, small=256)
 
     def _default(self, gpu: Gpu, *, large: int, small: int) -> int:
-        big = gpu.memory_bytes >= LARGE_GPU and not gpu.unified and self.engine == "vllm"
-        return large if big else small
+        big = gpu.memory_bytes >= LARGE_GPU and not (gpu.unified or gpu.is_a100)
+        return large if big and self.engine == "vllm" else small
+
+    def page(self, gpu: Gpu) -> int:
+        """Tokens of a block of the cache."""
+        return self.block_size or (_CPU_PAGE if gpu.cpu and self.engine == "vllm" else BLOCK)
 
 
 @dataclass(frozen=True)
@@ -162,8 +173,11 @@ def memory_of(
 ) -> Memory:
     """`gpus`: that of each stage. `scale`: the checkpoint's true bytes over what its sizes imply.
     Without a partition vLLM's even one."""
-    cut = partition or even_partition(shape.num_layers, split.pp)
-    groups = cache_groups(shape, tp=split.tp, dtype=settings.kv_dtype)
+    cut = settings.partition or partition or even_partition(shape.num_layers, split.pp)
+    if len(cut) != split.pp or sum(cut) != shape.num_layers:
+        raise ShapeError(f"{','.join(map(str, cut))} is no partition for {split}")
+    page = settings.page(gpus[0])
+    groups = cache_groups(shape, tp=split.tp, dtype=settings.kv_dtype, page=page)
     stages = tuple(
         _stage(shape, split, gpu, settings, stage_layers(cut, index), groups, scale)
         for index, gpu in enumerate(gpus)
@@ -206,15 +220,20 @@ def _stage(
 
 def _budget(gpu: Gpu, settings: Settings) -> int:
     """What the engine lets itself use: all, where the size of the cache was fixed beforehand."""
-    whole = gpu.cpu or settings.kv_cache_bytes is not None
+    whole = _takes_a_share(gpu, settings) or settings.kv_cache_bytes is not None
     return gpu.memory_bytes if whole else int(gpu.memory_bytes * settings.utilization)
 
 
 def _fixed_cache(gpu: Gpu, settings: Settings, left: int) -> int | None:
     """Bytes that a rank takes for its cache whatever is left; None: all that is left."""
-    if settings.kv_cache_bytes is not None or not gpu.cpu:
+    if settings.kv_cache_bytes is not None or not _takes_a_share(gpu, settings):
         return settings.kv_cache_bytes
     return min(_NATIVE_CPU_CACHE, max(0, left) // 2)
+
+
+def _takes_a_share(gpu: Gpu, settings: Settings) -> bool:
+    """Our engine on CPUs; vLLM there takes what `utilization` leaves, as on GPUs."""
+    return gpu.cpu and settings.engine == "native"
 
 
 def _outside(gpu: Gpu, split: Split, settings: Settings) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from clusterctl.planner.gpus import Hardware
+from clusterctl.planner.gpus import Gpu, Hardware
 from clusterctl.planner.legality import spans_nodes
 from clusterctl.planner.memory import Memory
 from engine.shapes import DTYPE_BYTES, ModelShape, parameters, rank_bytes
@@ -30,22 +30,33 @@ class Bounds:
 
 def bounds(memory: Memory, hardware: Hardware) -> Bounds:
     """From datasheet figures of the GPU."""
-    shape, split, gpu = memory.shape, memory.split, hardware.gpu
+    shape, split = memory.shape, memory.split
     active = _active(shape)
-    read = sum(rank_bytes(active, stage.layers, split.tp) for stage in memory.stages)
-    eight_bits = shape.quantisation is not None and shape.quantisation.bits == 8
-    flops = (gpu.tflops_fp8 if eight_bits else gpu.tflops) * 1e12 * split.ranks
+    read = [rank_bytes(active, stage.layers, split.tp) for stage in memory.stages]
+    reading = sum(
+        size / stage.gpu.bandwidth for size, stage in zip(read, memory.stages, strict=True)
+    )
+    share = 2 * parameters(active) / sum(read)
+    slowest = max(
+        size * share / (_flops(shape, stage.gpu) * split.tp)
+        for size, stage in zip(read, memory.stages, strict=True)
+    )
     speed, link = _link(memory, hardware)
     message = memory.step_tokens * shape.hidden_size * DTYPE_BYTES[shape.dtype]
     reduced = 2 * shape.num_layers * message * 2 * (split.tp - 1) / split.tp
     across = NETWORK if hardware.nodes > 1 else speed
     return Bounds(
-        decode=gpu.bandwidth * 1e9 / read,
-        prefill=flops / (2 * parameters(active)),
+        decode=1e9 / reading,
+        prefill=1 / slowest,
         all_reduce_ms=reduced / (speed * 1e9) * 1e3,
         hop_ms=message / (across * 1e9) * 1e3 if split.pp > 1 else 0.0,
         link=link,
     )
+
+
+def _flops(shape: ModelShape, gpu: Gpu) -> float:
+    eight_bits = shape.quantisation is not None and shape.quantisation.bits == 8
+    return (gpu.tflops_fp8 if eight_bits else gpu.tflops) * 1e12
 
 
 def _active(shape: ModelShape) -> ModelShape:
@@ -59,6 +70,6 @@ def _active(shape: ModelShape) -> ModelShape:
 def _link(memory: Memory, hardware: Hardware) -> tuple[float, str]:
     if spans_nodes(memory.split, hardware):
         return NETWORK, f"RDMA, {NETWORK:.0f} GB/s assumed"
-    if hardware.gpu.linked:
+    if all(stage.gpu.linked for stage in memory.stages):
         return LINKED, f"GPU links, {LINKED:.0f} GB/s assumed"
     return PCIE, f"PCIe, {PCIE:.0f} GB/s assumed"

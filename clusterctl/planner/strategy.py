@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from clusterctl.planner.gpus import Hardware
+from clusterctl.planner.gpus import Gpu, Hardware
 from clusterctl.planner.legality import Engine, faults, spans_nodes
 from clusterctl.planner.memory import Memory, Settings, Split, memory_of
 from clusterctl.planner.published import Model
+from clusterctl.planner.uneven import by_bandwidth, by_memory
 
 COMFORTABLE = 4.0
 """Requests of the longest length that a deployment should hold at once."""
@@ -94,29 +96,38 @@ def _splits(model: Model, hardware: Hardware, asked: Asked) -> Iterator[Split]:
 
 
 def _tensor_sizes(hardware: Hardware) -> list[int]:
-    over_nodes = [hardware.per_node * n for n in range(2, hardware.nodes + 1)]
-    return [*range(1, hardware.per_node + 1), *over_nodes]
+    over_nodes = {
+        group.per_node * n for group in hardware.groups for n in range(2, group.nodes + 1)
+    }
+    return [*range(1, hardware.per_node + 1), *sorted(over_nodes - {*range(hardware.per_node + 1)})]
 
 
 def _stage_counts(tp: int, hardware: Hardware) -> list[int]:
     """Within a node any number; over nodes those that leave no node half used."""
-    per_node = hardware.per_node
-    inside = list(range(1, max(1, per_node // tp) + 1))
-    if tp > per_node:
-        across = [
-            n * per_node // tp for n in range(1, hardware.nodes + 1) if n * per_node % tp == 0
-        ]
-    else:
-        across = [n * (per_node // tp) for n in range(2, hardware.nodes + 1)]
-    return sorted({*inside, *across})
+    slots = [len(node) for node in hardware.slots(tp)]
+    inside = range(1, max(slots, default=0) + 1)
+    if tp > hardware.per_node:
+        return sorted({1, *inside})
+    across = set()
+    for group in hardware.groups:
+        each = group.per_node // tp
+        across |= {n * each for n in range(2, group.nodes + 1)}
+    return sorted({*inside, *across, sum(slots)} - {0})
 
 
 def _replicas(tp: int, pp: int, hardware: Hardware) -> int:
-    if tp * pp <= hardware.per_node:
-        return hardware.nodes * (hardware.per_node // (tp * pp))
-    if tp > hardware.per_node:
-        return hardware.total // (tp * pp)
-    return hardware.nodes * (hardware.per_node // tp) // pp
+    return len(_places(tp, pp, hardware))
+
+
+def _places(tp: int, pp: int, hardware: Hardware) -> list[tuple[Gpu, ...]]:
+    """The GPU of each stage of every replica: within nodes where one holds all stages, else over
+    the nodes in their order."""
+    slots = hardware.slots(tp)
+    inside = [node[:pp] for node in slots for _ in range(len(node) // pp)]
+    if inside:
+        return [tuple(gpus) for gpus in inside]
+    every = list(chain.from_iterable(slots))
+    return [tuple(every[i * pp : (i + 1) * pp]) for i in range(len(every) // pp)]
 
 
 def _variants(model: Model, plain: Split) -> Iterator[Split]:
@@ -143,14 +154,10 @@ def _judge(
         wrong.append(f"tp={split.tp} spans nodes, which have no RDMA between them")
     if wrong:
         return Plan(replace(split, dp=max(1, split.dp)), False, False, tuple(wrong), None)
-    gpus = (hardware.gpu,) * split.pp
-    memory = memory_of(
-        model.shape,
-        split,
-        gpus,
-        settings,
-        partition=_partition(model, split, asked),
-        scale=model.scale,
+    places = {*_places(split.tp, split.pp, hardware)}
+    memory = min(
+        (_memory(model, split, gpus, settings, asked) for gpus in places),
+        key=lambda one: (one.kv_cache_tokens, one.tightest.pool),
     )
     fits, reasons = _verdict(memory, settings, asked)
     if across:
@@ -158,8 +165,23 @@ def _judge(
     return Plan(split, True, fits, tuple(reasons), memory)
 
 
-def _partition(model: Model, split: Split, asked: Asked) -> tuple[int, ...] | None:
-    return model.shape.partition(split.pp) if asked.engine == "native" else None
+def _memory(
+    model: Model, split: Split, gpus: tuple[Gpu, ...], settings: Settings, asked: Asked
+) -> Memory:
+    """Of one replica. Where `plan` may choose, unlike GPUs hold as many layers as suits them."""
+    native = model.shape.partition(split.pp) if asked.engine == "native" else None
+    usual = memory_of(model.shape, split, gpus, settings, partition=native, scale=model.scale)
+    if len({*gpus}) == 1 or settings.partition or asked.rest or split.pp > model.shape.num_layers:
+        return usual
+    shape, scale = model.shape, model.scale
+    enough = max(COMFORTABLE, asked.concurrency or 0)
+    tokens = enough * usual.max_model_len
+    fast = by_bandwidth(shape, split, gpus, settings, tokens=tokens, scale=scale)
+    roomy = by_memory(shape, split, gpus, settings, scale=scale)
+    found = [
+        memory_of(shape, split, gpus, settings, partition=cut, scale=scale) for cut in (fast, roomy)
+    ]
+    return found[0] if found[0].max_concurrency >= enough else max(found, key=lambda m: m.blocks)
 
 
 def _verdict(memory: Memory, settings: Settings, asked: Asked) -> tuple[bool, list[str]]:
@@ -205,16 +227,20 @@ def _order(plan: Plan, model: Model, hardware: Hardware, asked: Asked) -> tuple[
     return (
         short,
         plan.split.dcp,
-        _tier(plan.split, model, hardware),
-        *_within(plan.split, hardware, comfortable),
+        _tier(plan.split, model, hardware, _linked(plan.memory)),
+        *_within(plan.split, hardware, comfortable, _linked(plan.memory)),
     )
 
 
-def _tier(split: Split, model: Model, hardware: Hardware) -> float:
+def _linked(memory: Memory) -> bool:
+    return all(stage.gpu.linked for stage in memory.stages)
+
+
+def _tier(split: Split, model: Model, hardware: Hardware, linked: bool) -> float:
     """One GPU, one node, several nodes, tensor parallel over nodes."""
     if split.ranks == 1 and split.ep == 1:
         return 0
-    if split.ep > 1 and split.ranks == 1 and model.shape.latent and hardware.gpu.linked:
+    if split.ep > 1 and split.ranks == 1 and model.shape.latent and linked:
         return 0.5 if split.ep <= hardware.per_node else 1.5
     if spans_nodes(split, hardware):
         return 3
@@ -226,11 +252,11 @@ def _tier(split: Split, model: Model, hardware: Hardware) -> float:
     return 2
 
 
-def _within(split: Split, hardware: Hardware, comfortable: bool) -> tuple[float, ...]:
+def _within(split: Split, hardware: Hardware, comfortable: bool, linked: bool) -> tuple[float, ...]:
     """Tensor parallel where GPUs are linked, pipeline where not; no wider than is comfortable,
     or as wide as can be; over nodes as wide as a node, on as few nodes as can be."""
-    main, other = (split.tp, split.pp) if hardware.gpu.linked else (split.pp, split.tp)
-    if split.ranks > hardware.per_node and hardware.gpu.linked:
+    main, other = (split.tp, split.pp) if linked else (split.pp, split.tp)
+    if split.ranks > hardware.per_node and linked:
         return (-split.tp, split.ep > 1, not comfortable, split.pp)
     width = main if comfortable else -main
     return (other > 1, split.ep > 1, not comfortable, width, other)

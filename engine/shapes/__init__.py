@@ -4,7 +4,7 @@ The one place for this arithmetic: the engine builds its layers from it, the pla
 """
 
 from engine.shapes.architectures import ARCHITECTURES, ON_CUDA, check_architecture
-from engine.shapes.cache import CacheGroups, cache_groups
+from engine.shapes.cache import BLOCK, CacheGroups, cache_groups
 from engine.shapes.config import check_runnable, parse_shape, read_config, read_shape
 from engine.shapes.errors import ShapeError
 from engine.shapes.model import (
@@ -27,6 +27,7 @@ from engine.shapes.tensors import (
 
 __all__ = [
     "ARCHITECTURES",
+    "BLOCK",
     "DTYPE_BYTES",
     "NO_EXPERTS",
     "ON_CUDA",

@@ -39,8 +39,11 @@ class CacheGroups:
         return blocks // len(self.groups) * self.block
 
 
-def cache_groups(shape: ModelShape, *, tp: int, dtype: str | None = None) -> CacheGroups:
-    """How the cache of `shape` is cut. Every layer has to keep something."""
+def cache_groups(
+    shape: ModelShape, *, tp: int, dtype: str | None = None, page: int = BLOCK
+) -> CacheGroups:
+    """How the cache of `shape` is cut; `page`: tokens of a block. Every layer has to keep
+    something."""
     by_kind: dict[LayerKind, list[int]] = defaultdict(list)
     for layer in range(shape.num_layers):
         if shape.kind_of(layer) != "none":
@@ -53,7 +56,7 @@ def cache_groups(shape: ModelShape, *, tp: int, dtype: str | None = None) -> Cac
     token = shape.kv_bytes_per_token(tp=tp, layers=1, dtype=dtype)
     state = state_bytes(shape, tp)
     # A page of attention is made as large as a layer's state, so that one pool serves both.
-    block = BLOCK * max(1, -(-state // (BLOCK * token)))
+    block = page * max(1, -(-state // (page * token)))
     return CacheGroups(tuple(groups), block * token, block)
 
 

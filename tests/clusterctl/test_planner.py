@@ -237,6 +237,13 @@ def test_the_native_engine_runs_its_own_list_of_architectures(
         ("AMD Instinct MI300X", "MI300X"),
         ("B200-192G", "B200"),
         ("V100-32G", "V100-32G"),
+        ("NVIDIA A100 80GB PCIe", "A100-80G"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40G"),
+        ("NVIDIA H100 PCIe", "H100-PCIE"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("Tesla P100-PCIE-16GB", "P100-16G"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA GeForce RTX 4090 D", "RTX4090"),
     ],
 )
 def test_gpu_names_as_people_and_drivers_write_them(written: str, name: str) -> None:
