@@ -41,7 +41,7 @@ def test_every_way_to_run_every_architecture_is_a_row() -> None:
                     if (case.model, case.dtype, case.executor) == (name, dtype, executor)
                     and not case.whole_experts
                 ]
-                assert cuts == [(1, 1), (2, 1), (1, 2), (2, 2)]
+                assert sorted(cuts) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert {case.model for case in cases if case.whole_experts} == {"mixtral", "qwen3_moe"}
 
 
