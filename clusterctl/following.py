@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusterctl import autopsy
-from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, root
+from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head, read_json, root
 from clusterctl.doctor.logs.reading import Source
 from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ClusterctlError, NotReady
@@ -118,7 +118,7 @@ class Following:
                 self._report(Event("progress", "serve", phase.detail, done=done, total=total))
 
     def _failure(self, node: str, state: Mapping[str, Any]) -> ClusterctlError:
-        if state["state"] == "stopped":
+        if state["state"] == "stopped" and self._was_asked_to_stop(node):
             return ClusterctlError(f"deployment {self._name} was stopped while it started")
         if any(_PORT_TAKEN.search(line) for line in self.lines):
             return PortTaken("the group's port was taken while it started", host=self._head.name)
@@ -132,6 +132,10 @@ class Following:
         return ClusterctlError(
             message, host=node, hint=hint or f"clusterctl logs --hosts {node} shows all of its log"
         )
+
+    def _was_asked_to_stop(self, node: str) -> bool:
+        """vLLM ends with exit code 0 when its engine has died under it."""
+        return bool(read_json(self._nodes[node], self._name, "spec.json").get("stop"))
 
     def _sources(self) -> list[Source]:
         return [

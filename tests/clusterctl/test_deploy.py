@@ -194,13 +194,22 @@ def test_a_failing_engine_is_reported_by_its_earliest_error(
         "deployment tiny failed (exit code 3):",
         "  torch.OutOfMemoryError: no room for 4 GiB (RankActor pid=7, ip=127.0.0.3)",
         "  ERROR 01-01 00:00:00 rank 1: torch.OutOfMemoryError: no room for 4 GiB",
-        "diagnosis: CUDA out of memory (cuda-oom-load)",
+        "diagnosis: CUDA out of memory (cuda-oom-load), confidence 0.9",
         "  log of tiny:4: (RankActor pid=7, ip=127.0.0.3) "
         "torch.OutOfMemoryError: no room for 4 GiB",
     ]
     with cluster.session() as session:
         (found,) = deployments.seen(session)
     assert (found.state, found.exit_code) == ("failed", 3)
+
+
+def test_an_engine_that_ends_by_itself_has_failed_whatever_its_exit_code(
+    serve: Serve, asked: ServeSpec, model: Path
+) -> None:
+    """vLLM ends with 0 when its engine died under it: nobody had asked it to."""
+    (model / "leaves").touch()
+    with pytest.raises(ClusterctlError, match="failed .exit code 0.(.|\n)*AssertionError: inter"):
+        serve(asked)
 
 
 def test_after_a_failure_the_same_name_serves_again(
