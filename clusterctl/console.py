@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from clusterctl.raycluster import Formation
 
 SCHEMA_VERSION = 1
+SHOWN_VALUES = 8  # of a variable that each node has its own of
 FREE_WIDTH = 400  # columns where nobody watches: never fold what a pipe reads
 
 
@@ -91,22 +92,30 @@ def plan(plan: LaunchPlan, lines: Mapping[str, str]) -> None:
 
 
 def environment(plan: LaunchPlan) -> None:
-    """Each variable of the containers that differs by cluster, with its origin; nodes that agree
-    share a row."""
+    """Each variable of the containers that differs by cluster, with its origin. Nodes that agree
+    share a row; many nodes that all differ do, too."""
     from clusterctl.launch import OURS
 
-    nodes: dict[tuple[str, str, str], list[str]] = {}
+    nodes: dict[tuple[str, str], dict[str, list[str]]] = {}
     for node in plan.nodes:
         for name, value in node.container.env.items() if node.container else ():
             if (origin := node.origins[name]) != OURS:
-                nodes.setdefault((name, value, origin), []).append(node.expected.name)
+                found = nodes.setdefault((name, origin), {})
+                found.setdefault(value, []).append(node.expected.name)
     made = sum(node.container is not None for node in plan.nodes)
     rows = [
         (name, value, "all" if len(names) == made > 1 else ", ".join(names), origin)
-        for (name, value, origin), names in sorted(nodes.items())
+        for (name, origin), values in sorted(nodes.items())
+        for value, names in _shown_values(values)
     ]
     print()
     table(("VARIABLE", "VALUE", "NODES", "FROM"), rows)
+
+
+def _shown_values(values: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
+    if len(values) <= SHOWN_VALUES:
+        return list(values.items())
+    return [(f"{len(values)} values", [name for names in values.values() for name in names])]
 
 
 def formation(formation: Formation) -> None:

@@ -184,7 +184,7 @@ def node_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[st
 def explained_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[str, Derived]:
     """The same, each value with its origin."""
     ours = {**_ray_environment(spec, place.home), **_cache_environment(spec, place.home)}
-    interface = f"{place.interface} has {place.address}" if place.interface else ""
+    interface = "the interface of the node's address"
     return {
         "VLLM_HOST_IP": Derived(place.address, "the node's address"),
         **_of(interface_variables(place.interface), interface),
