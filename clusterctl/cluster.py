@@ -143,11 +143,10 @@ def _held(spec: ClusterSpec, found: Prospect, node: NodePlan, contents: ImageCon
     return Held(node.host, spec.image, contents, gpu, spec.ray.insecure)
 
 
-def _token(session: Session, found: Prospect) -> Secret | None:
-    """One token for the life of the cluster, so that a node which joins later has the same."""
+def _token(session: Session, found: Prospect) -> Secret:
+    """One token for the life of the cluster, so that a node which joins later has the same. Our
+    supervisors know each other by it also where Ray does without."""
     spec, transport = session.spec, session.head.transport
-    if spec.ray.insecure:
-        return None
     text = hoststate.read(transport, spec.name, hoststate.TOKEN_FILE) or _kept_token(
         session, found.plan
     )

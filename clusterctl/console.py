@@ -71,6 +71,11 @@ def json(document: Mapping[str, Any]) -> None:
     print(jsonlib.dumps(document, indent=2))
 
 
+def json_line(document: Mapping[str, Any]) -> None:
+    """One of many, on a line of its own."""
+    print(jsonlib.dumps(document), flush=True)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Columns under plain headings. A cell is text, or a rich Text where it has a colour."""
     _show(_grid(columns, rows), sys.stdout)
@@ -147,9 +152,10 @@ def status(document: Mapping[str, Any]) -> None:
         deployments(document["deployments"])
 
 
-def deployments(records: Iterable[Mapping[str, Any]]) -> None:
-    """Models being served, from the `deployments` of `status --json`."""
-    columns = ("NAME", "MODEL", "ENGINE", "TP", "PP", "STATE", "URL")
+def deployments(records: Iterable[Mapping[str, Any]], now: float | None = None) -> None:
+    """Models being served, from the `deployments` of `status --json`. `now`: seconds since 1970."""
+    columns = ("NAME", "MODEL", "ENGINE", "TP", "PP", "STATE", "SINCE", "RESTARTS", "TOK/S", "KV")
+    at = time.time() if now is None else now
     rows = [
         (
             record["name"],
@@ -158,11 +164,58 @@ def deployments(records: Iterable[Mapping[str, Any]]) -> None:
             str(record["tp"]),
             str(record["pp"]),
             _styled(record["state"]),
+            _age(record["since"], at),
+            str(record["restarts"]),
+            _known(record["tokens_per_s"], "{:g}"),
+            _known(record["kv_usage"], "{:.0%}"),
             record["url"] or "-",
         )
         for record in records
     ]
-    _show(_grid(columns, rows, foldable=("MODEL", "URL")), sys.stdout)
+    _show(_grid((*columns, "URL"), rows, foldable=("MODEL", "URL")), sys.stdout)
+
+
+def ranks(records: Iterable[Mapping[str, Any]]) -> None:
+    """The processes of deployments, from the same."""
+    table(
+        ("DEPLOYMENT", "NODE", "PID", "STATE", "CPU", "PROCESS"),
+        [
+            (
+                record["name"],
+                rank["node"],
+                str(rank["pid"]),
+                _styled(rank["state"]),
+                f"{rank['cpu_s']:.0f} s",
+                rank["title"],
+            )
+            for record in records
+            for rank in record["ranks"]
+        ],
+    )
+
+
+def _age(since: float | None, now: float) -> str:
+    if since is None:
+        return "-"
+    seconds = max(0, int(now - since))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def again(seconds: float) -> None:
+    """Between two looks of --watch: wait, then, on a terminal, begin on an empty screen."""
+    sys.stdout.flush()
+    time.sleep(seconds)
+    if sys.stdout.isatty():
+        print("\x1b[2J\x1b[H", end="")
+    else:
+        print()
 
 
 def findings(findings: Iterable[Finding]) -> None:
@@ -526,7 +579,10 @@ def _verdict(cluster: str, verified: bool | None) -> Text:
     word, style = {
         True: ("verified", "bold green"),
         False: ("NOT verified", "bold red"),
-        None: ("not known to be verified (sanity was skipped)", "bold yellow"),
+        None: (
+            "not known to be verified (no collective check of these containers: clusterctl sanity)",
+            "bold yellow",
+        ),
     }[verified]
     return Text.assemble((f"{cluster}: ", "bold"), (word, style))
 

@@ -26,7 +26,7 @@ from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session, results
 from clusterctl.spec import ServeSpec
-from clusterctl.supervised import Liveness, spec_document
+from clusterctl.supervised import Liveness, Restart, spec_document
 
 START_S = 15.0  # the supervisor looks several times a second
 GROUP_STARTS = 3  # of a group whose port was taken by somebody else meanwhile
@@ -352,6 +352,7 @@ def _spec(start: _Start, node: str) -> dict[str, Any]:
         group=start.placement.nodes if start.plan.is_group else (),
         nodes=[member.node for member in start.ranks] if over_ray else (),
         liveness=Liveness(start.url, start.site.key_file) if node == start.head.name else None,
+        restart=Restart() if node == start.head.name else None,
     )
 
 

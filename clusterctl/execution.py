@@ -14,9 +14,9 @@ from clusterctl.launch import (
     NODE_PROBE,
     RAY_PROBE,
     RAY_TOKEN,
-    SUPERVISOR,
     NodePlan,
     own_directories,
+    supervisor_files,
 )
 from clusterctl.links import HostLink
 from clusterctl.planning import Prospect
@@ -28,7 +28,7 @@ STOP_S = 15.0
 
 
 def execute(
-    spec: ClusterSpec, prospect: Prospect, token: Secret | None, journal: Journal, report: Report
+    spec: ClusterSpec, prospect: Prospect, token: Secret, journal: Journal, report: Report
 ) -> None:
     """Remove what left, make every container, start the head and then all workers."""
 
@@ -63,7 +63,7 @@ def _prepare(
     spec: ClusterSpec,
     prospect: Prospect,
     plan: NodePlan,
-    token: Secret | None,
+    token: Secret,
     journal: Journal,
     report: Report,
 ) -> None:
@@ -115,15 +115,14 @@ def take_down(link: HostLink, container_id: str) -> None:
     link.runtime.remove(container_id)
 
 
-def container_files(home: str, token: Secret | None) -> list[ContainerFile]:
+def container_files(home: str, token: Secret) -> list[ContainerFile]:
     """What a container needs it carries: it must come back after a reboot without us."""
     remote = files("clusterctl.remote")
     scripts = [
         ContainerFile(f"{home}/{name}", remote.joinpath(name).read_bytes())
-        for name in (SUPERVISOR, RAY_PROBE, NODE_PROBE)
+        for name in (RAY_PROBE, NODE_PROBE)
     ]
-    if token is None:
-        return scripts
+    scripts += [ContainerFile(f"{home}/{name}", data) for name, data in supervisor_files().items()]
     return [*scripts, ContainerFile(f"{home}/{RAY_TOKEN}", token.reveal().encode(), 0o600)]
 
 

@@ -86,8 +86,9 @@ class Following:
 
     def _ready(self) -> bool:
         states = self._read()
-        for node, state in states.items():
-            if state["state"] in ("failed", "stopped"):
+        for node, state in reversed(states.items()):  # the head's follows from the others'
+            stopped = state["state"] == "stopped" and node == self._head.name
+            if state["state"] == "failed" or stopped:
                 self._read()  # what it said last
                 raise self._failure(node, state)
         return self._serving and on_head(self._head, self._name, probe=PROBE_S)[0].state == "ready"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -30,11 +31,13 @@ from clusterctl.spec import ClusterSpec, MountSpec, NodeSpec, RaySpec
 Action = Literal["keep", "start", "create", "replace", "remove"]
 
 SUPERVISOR = "supervisor.py"
+SUPERVISION = "supervision"  # the package that it runs
 RAY_PROBE = "ray_probe.py"
 NODE_PROBE = "node_probe.py"
 RAY_TOKEN = "secrets/ray_token"
 BOOT_FILE = "boot"
 OURS = "clusterctl"  # the origin of a variable that is the same for everybody
+CRASHES = "crashes"  # where the supervisor keeps what it saw of each death
 HF_TARGET = "/root/.cache/huggingface"  # one path on every node, whatever the hosts' homes are
 LOCAL_PORTS = 64  # of one node, where several share a machine
 
@@ -156,11 +159,14 @@ def container_for(
 ) -> ContainerSpec:
     expected = expected_node(spec, node, place)
     ray_start = ray_start_argv(expected, head_address, node_ray(spec, node))
-    wait = [] if expected.role == "head" else ["--wait-for", f"{head_address}:{spec.ray.port}"]
+    leads = expected.role == "head"
+    wait = [] if leads else ["--wait-for", f"{head_address}:{spec.ray.port}"]
+    group = ["--node", node.name, "--group", f"{head_address}:{spec.ray.supervisor_port}"]
+    part = [*wait, *group, *(["--lead"] if leads else [])]
     bare = ContainerSpec(
         name=container_name(spec.name, node.name),
         image=spec.image,
-        command=("python3", f"{place.home}/{SUPERVISOR}", *wait, "--", *ray_start),
+        command=("python3", f"{place.home}/{SUPERVISOR}", *part, "--", *ray_start),
         env=node_environment(spec, node, place),
         mounts=_mounts(spec, place),
     )
@@ -174,6 +180,16 @@ def container_for(
         LABEL_VERSION: __version__,
     }
     return replace(asked, labels=labels)
+
+
+def supervisor_files() -> dict[str, bytes]:
+    """The supervisor, by its files' paths below a container's HOME."""
+    remote = files("clusterctl.remote")
+    package = remote.joinpath(SUPERVISION)
+    modules = [SUPERVISOR, *(f"{SUPERVISION}/{one.name}" for one in package.iterdir())]
+    return {
+        name: remote.joinpath(name).read_bytes() for name in sorted(modules) if name.endswith(".py")
+    }
 
 
 def node_environment(spec: ClusterSpec, node: NodeSpec, place: Place) -> dict[str, str]:
@@ -260,7 +276,7 @@ def own_directories(spec: ClusterSpec, place: Place) -> tuple[str, ...]:
     """What is made on the host, where it is absent, before a container can mount it."""
     if spec.runtime == "process":
         return ()
-    return _hf_home(spec, place), _cache_source(spec, place)
+    return _hf_home(spec, place), _cache_source(spec, place), _crashes(place)
 
 
 def model_directories(spec: ClusterSpec) -> tuple[str, ...]:
@@ -276,6 +292,7 @@ def _mounts(spec: ClusterSpec, place: Place) -> tuple[MountSpec, ...]:
     return (
         MountSpec(_hf_home(spec, place), HF_TARGET),
         MountSpec(_cache_source(spec, place), f"{place.home}/cache"),
+        MountSpec(_crashes(place), f"{place.home}/{CRASHES}"),
         *(MountSpec(path, path, read_only=True) for path in spec.model_dirs),
         *spec.mounts,
     )
@@ -289,6 +306,11 @@ def _cache_source(spec: ClusterSpec, place: Place) -> str:
     """Compiled code is of use to one image only."""
     image = hashlib.sha256(spec.image.encode()).hexdigest()[:12]
     return f"{place.state_dir}/cache/{image}"
+
+
+def _crashes(place: Place) -> str:
+    """A crash is to be read when its container is gone."""
+    return f"{place.state_dir}/{CRASHES}"
 
 
 def _with_rdma(container: ContainerSpec, facts: HostFacts) -> ContainerSpec:

@@ -78,7 +78,8 @@ def _ports_from(base: int, client: bool) -> RaySpec:
         metrics_export_port=base + 6,
         dashboard_port=base + 7,
         client_server_port=base + 8 if client else DEFAULT_CLIENT_SERVER_PORT,
-        min_worker_port=base + 9,
+        supervisor_port=base + 9,
+        min_worker_port=base + 10,
         max_worker_port=base + LOCAL_PORTS - 1,
     )
 

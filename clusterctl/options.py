@@ -85,6 +85,12 @@ Image = Annotated[
         show_default=False,
     ),
 ]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch", "-w", help="Look again and again, until Ctrl-C; --json: a line a look."
+    ),
+]
 ClusterTitle = Annotated[
     str | None,
     typer.Option(

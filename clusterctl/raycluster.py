@@ -154,6 +154,7 @@ def pinned_ports(ray: RaySpec, role: str) -> dict[str, int]:
         "GCS": ray.port,
         "dashboard": ray.dashboard_port,
         "client server": ray.client_server_port,
+        "supervisor": ray.supervisor_port,
     }
     return head | ports if role == "head" else ports
 

@@ -145,9 +145,11 @@ class RayWay:
 
 
 def ray_ways(spec: ClusterSpec, chosen: Chosen, host: str) -> Iterator[RayWay]:
-    """The control store on the head, the raylet and the object manager of each peer."""
+    """The control store and the supervisor on the head, the raylet and object manager of peers."""
     if host != spec.head:
-        yield RayWay(spec.head, "port", Target(chosen[spec.head].address, spec.ray.port))
+        head = chosen[spec.head].address
+        yield RayWay(spec.head, "port", Target(head, spec.ray.port))
+        yield RayWay(spec.head, "supervisor_port", Target(head, spec.ray.supervisor_port))
     for peer in peers(spec, host):
         address = chosen[peer].address
         yield RayWay(peer, "node_manager_port", Target(address, spec.ray.node_manager_port))

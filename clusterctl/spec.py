@@ -43,7 +43,8 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class RaySpec:
-    """Ray's ports are pinned, so that a firewall can be described and a clash can be named."""
+    """Ray's ports, and that of the head's supervisor, are pinned, so that a firewall can be
+    described and a clash can be named."""
 
     port: int = 6379
     node_manager_port: int = 6380
@@ -51,6 +52,7 @@ class RaySpec:
     runtime_env_agent_port: int = 6382
     dashboard_agent_grpc_port: int = 6383
     metrics_export_port: int = 6384
+    supervisor_port: int = 6385  # of the head's supervisor, for those of the other nodes
     dashboard_agent_listen_port: int = 52365
     dashboard_port: int = 8265
     client_server_port: int = 10001

@@ -22,7 +22,8 @@ TOKEN_PROBE_S = 10.0
 
 @dataclass(frozen=True)
 class Status:
-    """`verified` None: formation was seen and the collective check was skipped at `up`."""
+    """`verified` None: formation was seen, and the collective check was not made on these
+    containers: skipped at `up`, or made before one of them began anew."""
 
     cluster: str
     verified: bool | None
@@ -105,7 +106,7 @@ def verdict(
     if record is None:
         return None
     now = {name: (one.id, one.started_at) for name, one in containers.items()}
-    return dict(record.containers) == now
+    return True if dict(record.containers) == now else None
 
 
 def _expected(

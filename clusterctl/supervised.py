@@ -47,7 +47,7 @@ class Restart:
     backoff_s: float = 2.0
     backoff_max_s: float = 60.0
     stable_s: float = 600.0
-    retry_start: Sequence[str] = ()
+    retry_start: Sequence[str] = ()  # plain text, not patterns
 
 
 def spec_document(

@@ -222,7 +222,7 @@ class Network(Section):
 
 
 class Ray(Section):
-    """Ray's ports, pinned so that a firewall can be described."""
+    """Ray's ports and the head's supervisor's, pinned so that a firewall can be described."""
 
     port: Port = RaySpec.port
     node_manager_port: Port = RaySpec.node_manager_port
@@ -230,6 +230,7 @@ class Ray(Section):
     runtime_env_agent_port: Port = RaySpec.runtime_env_agent_port
     dashboard_agent_grpc_port: Port = RaySpec.dashboard_agent_grpc_port
     metrics_export_port: Port = RaySpec.metrics_export_port
+    supervisor_port: Port = RaySpec.supervisor_port
     dashboard_agent_listen_port: Port = RaySpec.dashboard_agent_listen_port
     dashboard_port: Port = RaySpec.dashboard_port
     client_server_port: Port = RaySpec.client_server_port

@@ -3,7 +3,8 @@
     python3 - list ROOT SECONDS [NAME ...]  deployments under ROOT: their files, and whether each
                                             gives a token within SECONDS (0: not asked)
     python3 - tail ROOT NAME OFFSET         the state, and the log from byte OFFSET on ("end": none)
-    python3 - ranks OWNER                   processes whose environment says ENGINE_DEPLOYMENT=OWNER
+    python3 - ranks OWNER                   processes of this node whose environment says
+                                            ENGINE_DEPLOYMENT=OWNER
     python3 - port HOST PORT                whether HOST:PORT can be bound
 
 Each answers with one JSON value. API keys are read here, from their files, and shown nowhere.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import sys
 import threading
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TAIL_BYTES = 256 * 1024
+NODE_MARK = "RAY_TMPDIR"  # tells the nodes of `up --local` apart, which share one machine
 JsonObject = dict[str, Any]
 
 # A proxy in the container's environment is for the outside, never for its own address.
@@ -65,7 +68,7 @@ def record(directory: Path) -> JsonObject:
 def probe(found: JsonObject, seconds: float) -> None:
     """Ask a running deployment for one token. One that has not loaded yet does not listen."""
     state, info = found["state"], found["info"]
-    if not seconds or not info or not state or state["state"] != "running":
+    if not seconds or not info or not state or state["state"] not in ("starting", "running"):
         return
     found["listening"] = True
     try:
@@ -136,11 +139,13 @@ def read_from(log: Path, offset: str) -> tuple[int, bytes]:
 
 def ranks(owner: str) -> list[int] | None:
     """Process ids; None where a system does not show its processes' environments."""
-    mark = f"ENGINE_DEPLOYMENT={owner}".encode()
+    marks = {f"ENGINE_DEPLOYMENT={owner}".encode()}
+    if NODE_MARK in os.environ:
+        marks.add(f"{NODE_MARK}={os.environ[NODE_MARK]}".encode())
     if not Path("/proc/self/environ").exists():
         return None
     processes = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in processes if mark in environment(path))
+    return sorted(int(path.name) for path in processes if marks <= set(environment(path)))
 
 
 def environment(process: Path) -> list[bytes]:

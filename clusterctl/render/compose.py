@@ -19,7 +19,7 @@ TOKEN = "/run/secrets/ray_token"
 
 
 def render(asked: Asked) -> Rendered:
-    found = declared.containers(asked)
+    found = declared.containers(asked, supervised=False)
     spec = asked.spec
     services = {
         name: _service(asked, name, found.by_node[name], script(asked, member))

@@ -10,7 +10,14 @@ from clusterctl.containers import HOME, LABEL_SPEC_HASH, ContainerSpec, spec_has
 from clusterctl.errors import ConfigError
 from clusterctl.facts.types import DockerFacts, Gpu, GpuFacts, HostFacts, HostInfo
 from clusterctl.hoststate import ROOTS_DIRECTORY
-from clusterctl.launch import HF_TARGET, Place, container_for, interface_variables, own_directories
+from clusterctl.launch import (
+    CRASHES,
+    HF_TARGET,
+    Place,
+    container_for,
+    interface_variables,
+    own_directories,
+)
 from clusterctl.render.document import Asked
 from clusterctl.spec import ClusterSpec, NodeSpec
 
@@ -36,8 +43,9 @@ class Containers:
         return tuple(dict.fromkeys(every))
 
 
-def containers(asked: Asked) -> Containers:
-    """The containers that `up` would make. Raises ConfigError naming every address that is not
+def containers(asked: Asked, *, supervised: bool = True) -> Containers:
+    """The containers that `up` would make, or, where the platform keeps what runs in them, the same
+    without our supervisor's directory. Raises ConfigError naming every address that is not
     declared."""
     spec = asked.spec
     if spec.runtime != "docker":
@@ -45,6 +53,8 @@ def containers(asked: Asked) -> Containers:
     places = asked.places or _places(asked)
     head = places[spec.head].address
     full = {node.name: container_for(spec, node, places[node.name], head) for node in spec.nodes}
+    if not supervised:
+        full = {name: _unsupervised(container) for name, container in full.items()}
     if asked.places is not None:
         return Containers(full, places, ())
     left_out: dict[str, list[str]] = {}
@@ -56,6 +66,11 @@ def containers(asked: Asked) -> Containers:
         places,
         tuple(_of_whom(what, names, spec) for what, names in left_out.items()),
     )
+
+
+def _unsupervised(container: ContainerSpec) -> ContainerSpec:
+    kept = [mount for mount in container.mounts if mount.target != f"{HOME}/{CRASHES}"]
+    return replace(container, mounts=tuple(kept))
 
 
 def _places(asked: Asked) -> dict[str, Place]:

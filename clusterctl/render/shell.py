@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 from clusterctl.containers import HOME, docker_run_line
-from clusterctl.launch import RAY_TOKEN, SUPERVISOR
+from clusterctl.launch import RAY_TOKEN, SUPERVISION, supervisor_files
 from clusterctl.render import declared
 from clusterctl.render.document import Asked, File, Rendered
 from clusterctl.render.entry import engine_argv, members, wait_line
@@ -25,10 +23,13 @@ def render(asked: Asked) -> Rendered:
         serves=_serves(asked, found),
         model=asked.serve.model if asked.serve else None,
         left_out=found.left_out,
-        supervisor=Verbatim(files("clusterctl.remote").joinpath(SUPERVISOR).read_text()),
+        supervisor=[
+            {"name": name, "text": Verbatim(data.decode())}
+            for name, data in supervisor_files().items()
+        ],
         home=HOME,
-        supervisor_file=SUPERVISOR,
-        token_file=None if spec.ray.insecure else RAY_TOKEN,
+        supervision=SUPERVISION,
+        token_file=RAY_TOKEN,
     )
     return Rendered("shell", (File(f"{spec.name}.sh", text, 0o755),), found.left_out)
 

@@ -16,7 +16,7 @@ MEMBER = f"{HOME}/member.sh"
 
 
 def render(asked: Asked) -> Rendered:
-    found = declared.containers(asked)
+    found = declared.containers(asked, supervised=False)
     files: list[File] = []
     for name, member in members(asked, found).items():
         unit = _unit(asked, name, found)

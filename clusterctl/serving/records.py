@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 State = Literal["starting", "ready", "degraded", "restarting", "failed", "stopped"]
 
 ENDED: frozenset[State] = frozenset({"failed", "stopped"})
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process of the deployment as a node's supervisor saw it. `state` is a word of proc(5);
+    `cpu_s` the seconds that it has computed."""
+
+    node: str
+    pid: int
+    title: str
+    state: str
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the head's supervisor keeps of it. Times are seconds since 1970.
+
+    `cause`: why it ended last, empty: never. `waiting_for`: who must be there before it starts.
+    `alive_at`: the last proof of life. `tokens_per_s`, `kv_usage` (1 is all) None: not known.
+    """
+
+    since: float | None = None
+    restarts: int = 0
+    cause: str = ""
+    waiting_for: str = ""
+    alive_at: float | None = None
+    tokens_per_s: float | None = None
+    kv_usage: float | None = None
+    ranks: tuple[Rank, ...] = ()
+
+    @property
+    def standing_still(self) -> tuple[Rank, ...]:
+        """Ranks that no signal but SIGCONT moves."""
+        return tuple(rank for rank in self.ranks if rank.state == "stopped")
 
 
 @dataclass(frozen=True)
@@ -38,6 +73,7 @@ class Deployment:
     prediction: Mapping[str, Any] | None = None
     dp: int = 1
     transports: tuple[str, ...] = ()
+    health: Health = Health()
 
     @property
     def devices(self) -> int:
@@ -49,8 +85,23 @@ class Deployment:
 
     def document(self) -> dict[str, Any]:
         """Its entry in `deployments` of `status --json` and `ps --json`."""
-        keys = ("name", "model", "engine", "tp", "pp", "state", "url", "prediction")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("name", "model", "engine", "tp", "pp", "state", "url", "prediction", "exit_code")
+        known = {key: getattr(self, key) for key in keys}
+        return known | {"detail": self.detail} | asdict(self.health)
+
+    def remarks(self) -> list[str]:
+        """What a line of a table has no room for."""
+        health = self.health
+        said = [
+            *([self.detail] if self.detail else []),
+            *([f"waits for {health.waiting_for}"] if health.waiting_for else []),
+            *([f"ended last by: {health.cause}"] if health.cause else []),
+            *(
+                f"{rank.node}: {rank.title} (pid {rank.pid}) is stopped"
+                for rank in health.standing_still
+            ),
+        ]
+        return [f"{self.name}: {text}" for text in said]
 
 
 def deployment_of(record: Mapping[str, Any]) -> Deployment:
@@ -75,22 +126,40 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
         prediction=info.get("prediction"),  # deployments of older versions have none
         dp=info.get("dp", 1),
         transports=tuple(info.get("transports", ())),
+        health=health_of(supervised),
     )
 
 
+_WORDS = {"R": "running", "S": "sleeping", "D": "in the kernel", "T": "stopped", "t": "stopped"}
+
+
+def health_of(supervised: Mapping[str, Any]) -> Health:
+    """state.json of remote/supervision."""
+    keys = ("since", "restarts", "cause", "waiting_for", "alive_at", "tokens_per_s", "kv_usage")
+    ranks = tuple(
+        Rank(**{**rank, "state": _WORDS.get(rank["state"], "ended")})
+        for rank in supervised.get("ranks", ())
+    )
+    return Health(**{key: supervised[key] for key in keys if key in supervised}, ranks=ranks)
+
+
 def state_of(record: Mapping[str, Any]) -> State:
-    """Ready is said only when a token came back in this very look. What listens has loaded its
-    model, so without a token it is degraded, not starting."""
+    """Ready is said only when a token came back in this very look, and the supervisor has had one
+    too: it starts again what was ready. What listens has loaded its model, so without a token it is
+    degraded, not starting."""
     supervised, info = record["state"], record["info"]
     if supervised is None:
         return "starting"
-    process = supervised["state"]
+    process, live = supervised["state"], supervised["state"] in ("starting", "running")
     if supervised["generation"] != record["generation"]:
-        return "restarting" if process == "running" else "starting"
+        return "restarting" if live else "starting"
     if process in ("failed", "stopped"):
         return "failed" if process == "failed" else "stopped"
-    if record["token"]:
+    if record["token"] and process == "running":
         return "ready"
-    was_ready = info["ready_generation"] == record["generation"]
-    has_loaded = record["listening"] or was_ready or record["stop"]
-    return "degraded" if has_loaded else "starting"
+    again = supervised.get("epoch", 1) > 1 or process == "restarting"
+    was_ready = info["ready_generation"] == record["generation"] and not again
+    listens = record["listening"] or record["stop"] or was_ready
+    if live and not record["token"] and (listens or process == "running"):
+        return "degraded"
+    return "restarting" if again else "starting"

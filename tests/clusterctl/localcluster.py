@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from clusterctl.transport.base import DEFAULT_TIMEOUT_S, Result
 from clusterctl.transport.local import LocalTransport
 from tests.fakes import FakeRuntime, Says, result_of
 
-SUPERVISOR = Path(__file__).parents[2] / "clusterctl/remote/supervisor.py"
+REMOTE = Path(__file__).parents[2] / "clusterctl/remote"
 
 # What `engine serve` and `vllm serve` look like from outside. The model's directory says how they
 # behave.
@@ -135,6 +137,7 @@ class DirectoryRuntime(FakeRuntime):
         else:
             inside = {"PATH": f"{self.home}/bin:{os.environ['PATH']}"}
             inside["PYTHONPATH"] = f"{self.home}/site"
+            inside["RAY_TMPDIR"] = self.home
             said = self._run(argv, stdin, {**os.environ, **inside, **(env or {})})
         return result_of(said, argv, host=self.host, timeout=timeout, check=check)
 
@@ -169,6 +172,7 @@ class LocalCluster:
             self.runtimes[name] = self._runtime(root / name, node)
             _install(root / name, vllm)
         self.head = self.runtimes[names[0]]
+        self._way = f"127.0.0.2:{free_port()}"
         self.supervisors = [self._supervise(root / name) for name in names]
 
     def _runtime(self, home: Path, node: ExpectedNode) -> DirectoryRuntime:
@@ -182,11 +186,16 @@ class LocalCluster:
         return runtime
 
     def _supervise(self, home: Path) -> subprocess.Popen[bytes]:
-        copy = home / "supervisor.py"
-        copy.write_bytes(SUPERVISOR.read_bytes())
+        shutil.copy(REMOTE / "supervisor.py", home)
+        shutil.copytree(REMOTE / "supervision", home / "supervision")
+        (home / "secrets").mkdir()
+        (home / "secrets/ray_token").write_text("a token")
+        lead = ["--lead"] if home.name == self.spec.head else []
+        part = ["--stop-grace=1", "--node", home.name, "--group", self._way, *lead]
+        inside = {"PATH": f"{home}/bin:{os.environ['PATH']}", "RAY_TMPDIR": str(home)}
         return subprocess.Popen(
-            [sys.executable, str(copy), "--stop-grace=1", "--", "sleep", "1000"],
-            env={**os.environ, "PATH": f"{home}/bin:{os.environ['PATH']}"},
+            [sys.executable, str(home / "supervisor.py"), *part, "--", "sleep", "1000"],
+            env={**os.environ, **inside},
             stdout=subprocess.DEVNULL,
         )
 
@@ -235,6 +244,12 @@ def _install(home: Path, vllm: str | None) -> None:
     (home / "site/vllm/platforms.py").write_text(
         f"class current_platform: ray_device_key = {vllm!r}\n"
     )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.2", 0))
+        return int(listener.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -53,6 +53,10 @@ STATUS = {
             "pp": 2,
             "state": "starting",
             "url": None,
+            "since": None,
+            "restarts": 0,
+            "tokens_per_s": None,
+            "kv_usage": None,
         }
     ],
 }
@@ -66,6 +70,14 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     console.configure()
 
 
+UNKNOWN = (
+    "demo: not known to be verified (no collective check of these containers: clusterctl sanity)"
+)
+HEADINGS = (
+    "NAME   MODEL                     ENGINE  TP  PP  STATE     SINCE  RESTARTS  TOK/S  KV  URL"
+)
+
+
 def test_status_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     console.status(STATUS)
     assert capsys.readouterr().out == (
@@ -74,16 +86,36 @@ def test_status_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         "gpu01  head    10.0.0.1  ready   8/8\n"
         "gpu02  worker  10.0.0.2  failed  0/8      container exited 127: ray: not found\n"
         "\n"
-        "NAME   MODEL                     ENGINE  TP  PP  STATE     URL\n"
-        "llama  meta-llama/Llama-3.1-70B  native  8   2   starting  -\n"
+        f"{HEADINGS}\n"
+        "llama  meta-llama/Llama-3.1-70B  native  8   2   starting  -      0         -      -   -\n"
     )
+
+
+def test_a_deployment_with_all_that_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    rank = {"node": "gpu02", "pid": 77, "title": "ray::RankActor", "state": "stopped", "cpu_s": 9.6}
+    record = STATUS["deployments"][0] | {
+        "state": "restarting",
+        "since": 1000.0,
+        "restarts": 3,
+        "tokens_per_s": 812.5,
+        "kv_usage": 0.25,
+        "ranks": [rank],
+    }
+    console.deployments([record], now=1000.0 + 7300)
+    console.ranks([record])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[5:] == ["restarting", "2", "h", "3", "812.5", "25%", "-"]
+    assert lines[2:] == [
+        "DEPLOYMENT  NODE   PID  STATE    CPU   PROCESS",
+        "llama       gpu02  77   stopped  10 s  ray::RankActor",
+    ]
 
 
 @pytest.mark.parametrize(
     ("verified", "verdict"),
     [
         (False, "demo: NOT verified"),
-        (None, "demo: not known to be verified (sanity was skipped)"),
+        (None, UNKNOWN),
     ],
 )
 def test_verdict(verified: bool | None, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:

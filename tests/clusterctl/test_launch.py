@@ -164,11 +164,15 @@ def test_profilers_are_let_in_only_when_asked_for() -> None:
 def test_the_container_of_a_worker() -> None:
     made = container_for(TWO, TWO.nodes[1], places()["gpu02"], "10.0.0.1")
     assert made.name == "clusterctl-test-gpu02"
-    assert made.command[:6] == (
+    assert made.command[:10] == (
         "python3",
         "/opt/clusterctl/supervisor.py",
         "--wait-for",
         "10.0.0.1:6379",
+        "--node",
+        "gpu02",
+        "--group",
+        "10.0.0.1:6385",
         "--",
         "ray",
     )
@@ -224,6 +228,7 @@ def test_mounts() -> None:
     assert made.mounts == (
         MountSpec("/root/.cache/huggingface", "/root/.cache/huggingface"),
         MountSpec(cache, "/opt/clusterctl/cache"),
+        MountSpec("/var/lib/clusterctl/test/crashes", "/opt/clusterctl/crashes"),
         MountSpec("/models", "/models", read_only=True),
         MountSpec("/a", "/b"),
     )

@@ -94,6 +94,7 @@ def test_ports_of_the_head_and_of_a_worker() -> None:
         ("GCS", 6379),
         ("dashboard", 8265),
         ("client server", 10001),
+        ("supervisor", 6385),
     }
 
 

@@ -78,16 +78,16 @@ def test_a_host_tries_its_peers_on_every_candidate_and_rays_ports_there() -> Non
         *("10.0.0.12:22", "10.0.0.13:22", "10.0.0.12:6380 6381", "10.0.0.13:6380 6381"),
     )
     assert asked["gpu02"] == tried(
-        *("10.0.1.13:22", "10.0.1.11:22 6379", "10.0.1.13:6380 6381", "10.0.1.11:6380 6381"),
-        *("10.0.0.13:22", "10.0.0.11:22 6379", "10.0.0.13:6380 6381", "10.0.0.11:6380 6381"),
+        *("10.0.1.13:22", "10.0.1.11:22 6379 6385", "10.0.1.13:6380 6381", "10.0.1.11:6380 6381"),
+        *("10.0.0.13:22", "10.0.0.11:22 6379 6385", "10.0.0.13:6380 6381", "10.0.0.11:6380 6381"),
     )
 
 
 def test_ports_are_those_of_the_spec_and_an_address_is_tried_once() -> None:
     nodes = (NodeSpec("gpu01", "gpu01", port=2201), NodeSpec("gpu02", "gpu02"))
-    ray = RaySpec(port=7000, node_manager_port=7001, object_manager_port=7002)
+    ray = RaySpec(7000, 7001, 7002, supervisor_port=7003)
     spec = replace(SPEC, nodes=nodes, ray=ray)
-    assert targets(spec, [FAST, FAST])["gpu02"] == tried("10.0.1.11:2201 7000 7001 7002")
+    assert targets(spec, [FAST, FAST])["gpu02"] == tried("10.0.1.11:2201 7000 7003 7001 7002")
 
 
 def test_up_to_32_hosts_every_pair_is_tried() -> None:

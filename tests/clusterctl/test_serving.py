@@ -349,12 +349,13 @@ def record(
     ready: int | None = None,
     stop: bool = False,
     listening: bool | None = None,
+    epoch: int = 1,
 ) -> dict[str, Any]:
     return {
         "name": "m",
         "generation": 2,
         "stop": stop,
-        "state": state and {"state": state, "generation": seen, "exit_code": None},
+        "state": state and {"state": state, "generation": seen, "epoch": epoch},
         "info": {"ready_generation": ready},
         "token": token,
         "listening": listening,
@@ -366,13 +367,20 @@ def record(
     ("seen", "expected"),
     [
         (record(None), "starting"),
-        (record("running", token=None), "starting"),
-        (record("running", token=False), "starting"),
-        (record("running", token=False, listening=False), "starting"),
+        (record("starting"), "starting"),
+        (record("starting", token=False, listening=False), "starting"),
+        (record("starting", token=False, listening=True), "degraded"),
+        (record("starting", token=False, ready=1), "starting"),
+        (record("starting", token=False, ready=2, epoch=2), "restarting"),
+        (record("waiting"), "starting"),
+        (record("waiting", epoch=2), "restarting"),
+        (record("restarting"), "restarting"),
+        (record("running", token=None), "degraded"),
+        (record("running", token=False, listening=False), "degraded"),
         (record("running", token=False, listening=True), "degraded"),
         (record("running", token=True), "ready"),
+        (record("starting", token=True, listening=True), "starting"),
         (record("running", token=False, ready=2), "degraded"),
-        (record("running", token=False, ready=1), "starting"),
         (record("running", ready=2, stop=True), "degraded"),
         (record("running", seen=1), "restarting"),
         (record("stopped", seen=1), "starting"),
@@ -384,20 +392,22 @@ def test_the_word_for_a_state(seen: dict[str, Any], expected: str) -> None:
     assert state_of(seen) == expected
 
 
+INFO = {
+    "model": "/models/m",
+    "engine": "native",
+    "executor": "ray",
+    "tp": 1,
+    "pp": 2,
+    "url": "http://10.0.0.1:8000/v1",
+    "address": "10.0.0.1",
+    "port": 8000,
+    "kv_cache_tokens": 93184,
+    "ready_generation": 2,
+}
+
+
 def test_a_deployment_is_shown_with_the_keys_of_status() -> None:
-    info = {
-        "model": "/models/m",
-        "engine": "native",
-        "executor": "ray",
-        "tp": 1,
-        "pp": 2,
-        "url": "http://10.0.0.1:8000/v1",
-        "address": "10.0.0.1",
-        "port": 8000,
-        "kv_cache_tokens": 93184,
-        "ready_generation": 2,
-    }
-    found = deployment_of({**record("running", token=True), "info": info})
+    found = deployment_of({**record("running", token=True), "info": INFO})
     assert found.document() == {
         "name": "m",
         "model": "/models/m",
@@ -407,8 +417,32 @@ def test_a_deployment_is_shown_with_the_keys_of_status() -> None:
         "state": "ready",
         "url": "http://10.0.0.1:8000/v1",
         "prediction": None,  # nothing was foretold
+        "exit_code": None,
+        "detail": "",
+        "since": None,
+        "restarts": 0,
+        "cause": "",
+        "waiting_for": "",
+        "alive_at": None,
+        "tokens_per_s": None,
+        "kv_usage": None,
+        "ranks": (),
     }
     assert (found.devices, found.kv_cache_tokens, found.ended) == (2, 93184, False)
+
+
+def test_what_the_supervisor_keeps_is_told_in_words() -> None:
+    rank = {"node": "gpu02", "pid": 77, "title": "ray::RankActor", "state": "T", "cpu_s": 4.5}
+    kept = {"restarts": 2, "cause": "gpu02: exit code 1", "waiting_for": "gpu03", "ranks": [rank]}
+    seen = {**record("waiting", epoch=3), "info": INFO, "detail": "no answer"}
+    found = deployment_of({**seen, "state": {**seen["state"], **kept}})
+    assert (found.state, found.health.restarts) == ("restarting", 2)
+    assert found.remarks() == [
+        "m: no answer",
+        "m: waits for gpu03",
+        "m: ended last by: gpu02: exit code 1",
+        "m: gpu02: ray::RankActor (pid 77) is stopped",
+    ]
 
 
 # --- members -------------------------------------------------------------------------------------

@@ -1,0 +1,178 @@
+"""Whether a deployment gives tokens: by its own counters while they move, else by asking for one.
+An answer to /health proves nothing: vLLM gives it after its ranks are gone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A proxy in the container's environment is for the outside, never for its own address.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+# What an engine counts while it computes: vLLM's names, which our engine shares.
+_MOVING = re.compile(
+    r"^vllm:(?:generation_tokens_total|prompt_tokens_total|iteration_tokens_total_(?:count|sum))"
+    r"(?:\{[^}]*\})? (\S+)$",
+    re.MULTILINE,
+)
+_GENERATED = re.compile(r"^vllm:generation_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_KV_USAGE = re.compile(
+    r"^vllm:(?:kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{[^}]*\})? (\S+)$", re.MULTILINE
+)
+METRICS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`liveness` of spec.json."""
+
+    url: str
+    api_key_file: str
+    interval_s: float
+    deadline_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Of one look at /metrics. `kv_usage`: 1 is all; None: the engine does not say."""
+
+    moving: float
+    generated: float
+    kv_usage: float | None
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """`ready_at`, `alive_at`: the first and the last proof of life, seconds since 1970. `hangs`:
+    why it counts as dead, empty while it does not."""
+
+    ready_at: float | None = None
+    alive_at: float | None = None
+    hangs: str = ""
+    tokens_per_s: float | None = None
+    kv_usage: float | None = None
+
+
+class Liveness:
+    """A thread over one epoch."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.pulse = Pulse()
+        self._wanted = wanted
+        self._over = threading.Event()
+        self._began = self._lived_at = time.monotonic()
+        self._asked = 0  # tokens that we generated ourselves
+        self._last: tuple[float, Metrics, int] | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._wanted.interval_s if self.pulse.ready_at else 1.0):
+            before = self._last
+            metrics = self._metrics()
+            if self.pulse.ready_at and metrics and before and metrics.moving > before[1].moving:
+                self._lives(metrics)
+            else:
+                self._ask(metrics)
+
+    def _ask(self, before: Metrics | None) -> None:
+        key = Path(self._wanted.api_key_file)
+        try:
+            one_token(self._wanted.url, key.read_text().strip(), self._wanted.deadline_s)
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            self._no_token(error, before)
+        else:
+            self._asked += 1
+            self._lives(self._metrics())
+
+    def _no_token(self, error: Exception, before: Metrics | None) -> None:
+        now = self._metrics()
+        if self.pulse.ready_at is None:
+            waited = time.monotonic() - self._began
+            if waited > self._wanted.start_s:
+                self._hangs(f"no first token within {self._wanted.start_s:g} s ({why(error)})")
+        elif now and before and now.moving > before.moving:
+            self._lives(now)
+        elif time.monotonic() - self._lived_at >= self._wanted.deadline_s:
+            self._hangs(f"no token within {self._wanted.deadline_s:g} s ({why(error)})")
+
+    def _hangs(self, text: str) -> None:
+        pulse = self.pulse
+        self.pulse = Pulse(pulse.ready_at, pulse.alive_at, text, pulse.tokens_per_s, pulse.kv_usage)
+
+    def _lives(self, metrics: Metrics | None) -> None:
+        rate = self._rate(metrics)
+        kv_usage = metrics.kv_usage if metrics else None
+        now = time.time()
+        self._lived_at = time.monotonic()
+        self.pulse = Pulse(self.pulse.ready_at or now, now, "", rate, kv_usage)
+
+    def _rate(self, metrics: Metrics | None) -> float | None:
+        """Tokens a second since the last look, less those that we asked for."""
+        before, now = self._last, time.monotonic()
+        if metrics is None:
+            return None
+        self._last = now, metrics, self._asked
+        if before is None or now - before[0] <= 0:
+            return None
+        generated = metrics.generated - before[1].generated - (self._asked - before[2])
+        return round(max(0.0, generated) / (now - before[0]), 1)
+
+    def _metrics(self) -> Metrics | None:
+        """None: there are none, or they did not come."""
+        key = Path(self._wanted.api_key_file)
+        address = self._wanted.url.removesuffix("/v1") + "/metrics"
+        try:
+            return read_metrics(fetch(address, key.read_text().strip(), METRICS_S).decode())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+
+
+def read_metrics(text: str) -> Metrics | None:
+    """None where the engine counts no tokens."""
+    moving, generated = _sum(_MOVING, text), _sum(_GENERATED, text)
+    if moving is None or generated is None:
+        return None
+    usages = [float(match[1]) for match in _KV_USAGE.finditer(text)]
+    return Metrics(moving, generated, max(usages, default=None))
+
+
+def _sum(pattern: re.Pattern[str], text: str) -> float | None:
+    found = [float(match[1]) for match in pattern.finditer(text)]
+    return sum(found) if found else None
+
+
+def one_token(url: str, key: str, seconds: float) -> None:
+    """Raises LookupError when the answer has no token, and what HTTP raises."""
+    model = json.loads(fetch(f"{url}/models", key, seconds))["data"][0]["id"]
+    asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    body = json.dumps(asked).encode()
+    answer: dict[str, Any] = json.loads(fetch(f"{url}/completions", key, seconds, body))
+    if not answer["usage"]["completion_tokens"]:
+        raise LookupError("an answer without a token")
+
+
+def fetch(address: str, key: str, seconds: float, body: bytes | None = None) -> bytes:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(address, data=body, headers=headers)
+    with _direct.open(request, timeout=seconds) as response:
+        content: bytes = response.read()
+    return content
+
+
+def why(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    reason = getattr(error, "reason", error)
+    return f"{type(reason).__name__}: {reason}"

@@ -1,0 +1,68 @@
+"""The processes of a deployment on this node, whoever started them: found by what their environment
+says, as Ray's actors are no children of ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+MARK = b"ENGINE_DEPLOYMENT="
+NODE_MARK = "RAY_TMPDIR"  # tells the nodes of `up --local` apart, which share one machine
+PROC = Path("/proc")
+
+Rank = dict[str, Any]  # pid, title, state (a letter of proc(5)), cpu_s
+
+
+def by_owner() -> dict[str, list[Rank]]:
+    """Every marked process. Empty where a system does not show its processes' environments."""
+    found: dict[str, list[Rank]] = {}
+    for owner, pid in _marked():
+        if (rank := _look(pid)) is not None:
+            found.setdefault(owner, []).append(rank)
+    return found
+
+
+def kill(owner: str) -> int:
+    """SIGKILL to every process of this owner; how many there were."""
+    pids = [pid for said, pid in _marked() if said == owner]
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return len(pids)
+
+
+def _marked() -> list[tuple[str, int]]:
+    if not (PROC / "self/environ").exists():
+        return []
+    pids = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()]
+    return [(owner, pid) for pid in sorted(pids) if (owner := _owner(pid))]
+
+
+def _owner(pid: int) -> str:
+    """Empty: not marked, of another node, or gone."""
+    try:
+        environment = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    here = os.environ.get(NODE_MARK)
+    if here is not None and f"{NODE_MARK}={here}".encode() not in environment:
+        return ""
+    marks = [entry for entry in environment if entry.startswith(MARK)]
+    return marks[0].removeprefix(MARK).decode() if marks else ""
+
+
+def _look(pid: int) -> Rank | None:
+    """None when it has just ended."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+        title = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])  # utime and stime
+    cpu_s = round(ticks / os.sysconf("SC_CLK_TCK"), 1)
+    return {"pid": pid, "title": title[:60], "state": fields[0], "cpu_s": cpu_s}
