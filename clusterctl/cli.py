@@ -68,6 +68,11 @@ COMMANDS: Mapping[str, Entry] = {
         "Show hosts, GPUs, adapters, the networks that join them, and the bandwidth measured last.",
         CLUSTER,
     ),
+    "diff": Entry(
+        "clusterctl.commands.diff:diff",
+        "Show what has drifted since `up`: image, environment, flags, driver, weights.",
+        CLUSTER,
+    ),
     "audit": Entry(
         "clusterctl.commands.audit:audit",
         "Show who did what to the hosts of the cluster, when, and how it ended.",

@@ -7,7 +7,17 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from clusterctl import clusters, deployments, execution, formation, hoststate, images, lock, sanity
+from clusterctl import (
+    clusters,
+    deployments,
+    drift,
+    execution,
+    formation,
+    hoststate,
+    images,
+    lock,
+    sanity,
+)
 from clusterctl.config import spec_to_dict
 from clusterctl.doctor.image import Held, ImageContents, judge_images
 from clusterctl.errors import ClusterctlError, NotReady
@@ -219,6 +229,7 @@ def _remember(session: Session, found: Prospect) -> None:
     """On the head for whoever adopts the cluster, here for the next command."""
     _write_json(session, SPEC_FILE, spec_to_dict(session.spec))
     _write_json(session, NODES_FILE, [asdict(node) for node in found.expected])
+    _write_json(session, drift.BASELINE_FILE, drift.baseline(found.places))
     clusters.save_current(session.spec)
 
 

@@ -56,6 +56,7 @@ class _Start:
     site: Site
     generation: int
     tensor_spans_nodes: bool = False
+    weights: str | None = None  # ModelFiles.fingerprint, of a model that is a path
 
     @property
     def head(self) -> Member:
@@ -141,12 +142,13 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Re
     _check_sizes_known(spec, placement, contents, head)
     started = tuple(member for member in nodes if member.name in placement.nodes)
     ranks = nodes if placement.executor == "ray" else started
+    weights = None
     if modelfiles.kind_of(spec.model) == "path":
-        modelcheck.check_files(session, ranks, spec.model)
+        weights = modelcheck.check_files(session, ranks, spec.model).fingerprint
     site = _site(session, spec, started, package)
     generation = before.generation + 1 if before else 1
     across = transports.spans_nodes(spec, devices)
-    start = _Start(spec, started, ranks, placement, foreseen, site, generation, across)
+    start = _Start(spec, started, ranks, placement, foreseen, site, generation, across, weights)
     _check_port(start)
     return start
 
@@ -334,6 +336,7 @@ def _put_info(start: _Start, ready: Following | None) -> None:
         "port": serve.port,
         "api_key_file": start.site.key_file,
         "kv_cache_tokens": tokens,
+        "weights": start.weights,
         "prediction": start.forecast.document(tokens),
         "transports": list(ready.transports) if ready else [],
         "ready_generation": start.generation if ready else None,

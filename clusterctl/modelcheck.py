@@ -12,15 +12,23 @@ from clusterctl.serving.modelfiles import ModelFiles
 from clusterctl.session import Session, results
 
 
-def check_files(session: Session, nodes: Sequence[Member], model: str) -> None:
-    """Raises PreflightFailed naming the host where the path is absent, unmounted or different."""
+def look(session: Session, nodes: Sequence[Member], model: str) -> dict[str, ModelFiles]:
+    """The model's files as each node's container sees them."""
     by_name = {member.name: member for member in nodes}
     limit = session.spec.limits.parallel_hosts
-    found = results(fan_out(by_name, lambda name: _look(by_name[name], model), limit=limit))
+    return results(fan_out(by_name, lambda name: _look(by_name[name], model), limit=limit))
+
+
+def check_files(session: Session, nodes: Sequence[Member], model: str) -> ModelFiles:
+    """What they all see. Raises PreflightFailed naming the host where the path is absent,
+    unmounted or different."""
+    by_name = {member.name: member for member in nodes}
+    found = look(session, nodes, model)
     absent = [by_name[name] for name, files in found.items() if not files.exists]
     if absent:
         raise _absent(session, absent, model)
     _check_equal(found, model)
+    return found[nodes[0].name]
 
 
 def _look(member: Member, model: str) -> ModelFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -37,6 +38,12 @@ class ModelFiles:
     @property
     def is_model(self) -> bool:
         return any(name.endswith((".safetensors", ".gguf")) for name in self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two states of a model's files apart, as far as sizes and config.json do."""
+        said = json.dumps([self.config, sorted(self.sizes.items())])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def kind_of(model: str) -> Literal["path", "hub"]:
