@@ -121,6 +121,18 @@ def test_a_vocabulary_that_does_not_divide_is_padded(vocab: int, tp: int) -> Non
         torch.testing.assert_close(logits, hidden @ table["head.weight"].T)
 
 
+def test_bug_the_norm_changes_the_stream_in_place() -> None:
+    stream, block, weight = noise(4, 8), noise(4, 8, seed=2), noise(8, seed=1)
+    before = stream.clone(), block.clone()
+    (norm,) = on_ranks(1, lambda build: RMSNorm(build, 8, 1e-5))
+    fill(norm, "norm", {"norm.weight": weight})
+    normed, total = norm.after(stream, block)
+    torch.testing.assert_close(total, before[0] + before[1])
+    torch.testing.assert_close(normed, norm(before[0] + before[1]))
+    assert torch.equal(stream, before[0])
+    assert torch.equal(block, before[1])
+
+
 def test_norm_is_root_mean_square_and_leaves_its_input_alone() -> None:
     inputs, weight = noise(4, 8), noise(8, seed=1)
     before = inputs.clone()

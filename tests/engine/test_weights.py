@@ -4,11 +4,14 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from engine import weights
 from engine.communicators import Solo, thread_world
 from engine.layers.base import Build, model_shards
 from engine.models import build_model
@@ -76,6 +79,44 @@ def test_a_rank_reads_its_part_alone(checkpoint: MakeCheckpoint) -> None:
             held[shard.source] = held.get(shard.source, 0) + shard.target.numel()
     tensors = load_file(checkpoint() / "model.safetensors")
     assert held == {name: t.numel() * (2 if "norm" in name else 1) for name, t in tensors.items()}
+
+
+def test_bug_a_rank_reads_whole_files(
+    checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves the file is what this rank holds, element for element."""
+    read: list[int] = []
+
+    class Counted:
+        def __init__(self, stored: Any) -> None:
+            self.get_shape = stored.get_shape
+            self._stored = stored
+
+        def __getitem__(self, index: Any) -> torch.Tensor:
+            part: torch.Tensor = self._stored[index]
+            read.append(part.numel())
+            return part
+
+    class Opened:
+        def __init__(self, path: Path) -> None:
+            self._file = safe_open(path, framework="pt", device="cpu")
+            self.keys = self._file.keys
+
+        def __enter__(self) -> Opened:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def get_slice(self, name: str) -> Counted:
+            return Counted(self._file.get_slice(name))
+
+    monkeypatch.setattr(weights, "_open", Opened)
+    shape = read_shape(checkpoint())
+    context = thread_world(4, 1, CPU).contexts[1]
+    model = build_model(Build(context.tp, CPU, torch.float32), shape, range(shape.num_layers))
+    load_weights(model, shape, checkpoint())
+    assert read == [shard.target.numel() for shard in model_shards(model)]
 
 
 def test_weights_are_converted_to_the_engines_dtype(checkpoint: MakeCheckpoint) -> None:
