@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from engine.parallel import Communicator, ParallelContext
 
@@ -22,6 +24,7 @@ class Solo:
 
     rank = 0
     size = 1
+    capturable = True
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -44,6 +47,7 @@ class TorchGroup:
     ) -> None:
         self.rank = rank
         self.size = len(ranks)
+        self.capturable = device.type == "cuda"
         self._group = group
         self._ranks = ranks
         self._device = device
@@ -53,9 +57,10 @@ class TorchGroup:
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous(), group=self._group)
-        return torch.cat(parts, dim)
+        parts = tensor.new_empty(self.size, *tensor.shape)
+        joined = parts.flatten(0, 1)  # gloo knows no other form
+        dist.all_gather_into_tensor(joined, tensor.contiguous(), group=self._group)
+        return torch.cat(parts.unbind(), dim)
 
     def send(self, tensor: torch.Tensor, to: int) -> None:
         dist.send(tensor.contiguous(), dst=self._ranks[to], group=self._group)
@@ -64,6 +69,31 @@ class TorchGroup:
         tensor = torch.empty(shape, dtype=dtype, device=self._device)
         dist.recv(tensor, src=self._ranks[source], group=self._group)
         return tensor
+
+
+class HostStaged:
+    """Ranks that share a GPU, which NCCL refuses: what they exchange goes through the host, over
+    `group`, which is the CPU's."""
+
+    capturable = False
+
+    def __init__(self, group: TorchGroup, device: torch.device) -> None:
+        self.rank = group.rank
+        self.size = group.size
+        self._group = group
+        self._device = device
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.copy_(self._group.all_reduce(tensor.cpu()))
+
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        return self._group.all_gather(tensor.cpu(), dim).to(self._device)
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        self._group.send(tensor.cpu(), to)
+
+    def receive(self, shape: tuple[int, ...], dtype: torch.dtype, source: int) -> torch.Tensor:
+        return self._group.receive(shape, dtype, source).to(self._device)
 
 
 def build_torch_parallel(
@@ -75,26 +105,38 @@ def build_torch_parallel(
     device: torch.device,
     timeout_s: float = 300.0,
 ) -> ParallelContext:
-    """Join the other ranks: NCCL for a CUDA device, gloo for the CPU.
+    """Join the other ranks: NCCL for CUDA devices, gloo for the CPU and where ranks share a GPU.
 
     Blocks until all tp x pp ranks have come or `timeout_s` is over (torch raises then).
     """
     if tp * pp == 1:
         return ParallelContext(tp=Solo(), pp=Solo(), device=device)
+    timeout = timedelta(seconds=timeout_s)
+    store = TCPStore(master_addr, master_port, tp * pp, rank == 0, timeout)
+    sharers = 1
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        sharers = _most_sharers(store, rank, tp * pp, device)
+    nccl = device.type == "cuda" and sharers == 1
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{master_addr}:{master_port}",
-        rank=rank,
-        world_size=tp * pp,
-        timeout=timedelta(seconds=timeout_s),
+        "nccl" if nccl else "gloo", store=store, rank=rank, world_size=tp * pp, timeout=timeout
     )
     stages = [tuple(range(stage * tp, (stage + 1) * tp)) for stage in range(pp)]
     columns = [tuple(range(column, tp * pp, tp)) for column in range(tp)]
     return ParallelContext(
-        tp=_join(stages, rank, device), pp=_join(columns, rank, device), device=device
+        tp=_join(stages, rank, device, nccl),
+        pp=_join(columns, rank, device, nccl),
+        device=device,
+        sharers=sharers,
     )
+
+
+def _most_sharers(store: TCPStore, rank: int, world_size: int, device: torch.device) -> int:
+    """How many ranks the most crowded device has: all ranks must come to the same answer."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    store.set(f"device of rank {rank}", uuid)
+    devices = Counter(store.get(f"device of rank {one}") for one in range(world_size))
+    return max(devices.values())
 
 
 def close_torch_parallel() -> None:
@@ -103,7 +145,9 @@ def close_torch_parallel() -> None:
         dist.destroy_process_group()
 
 
-def _join(groups: list[tuple[int, ...]], rank: int, device: torch.device) -> Communicator:
+def _join(
+    groups: list[tuple[int, ...]], rank: int, device: torch.device, nccl: bool
+) -> Communicator:
     """torch wants every rank to make every group, in the same order."""
     mine: Communicator = Solo()
     for ranks in groups:
@@ -111,7 +155,10 @@ def _join(groups: list[tuple[int, ...]], rank: int, device: torch.device) -> Com
             continue
         group = dist.new_group(list(ranks))
         if rank in ranks:
-            mine = TorchGroup(group, ranks, ranks.index(rank), device)
+            own = device if nccl else torch.device("cpu")
+            mine = TorchGroup(group, ranks, ranks.index(rank), own)
+    if isinstance(mine, TorchGroup) and device.type == "cuda" and not nccl:
+        return HostStaged(mine, device)
     return mine
 
 
@@ -134,6 +181,8 @@ class _Exchange:
 
 class ThreadGroup:
     """Ranks that are threads of one process. Tensors are handed over, not copied through pipes."""
+
+    capturable = False
 
     def __init__(self, exchange: _Exchange, rank: int) -> None:
         self.rank = rank
@@ -198,6 +247,7 @@ def thread_world(tp: int, pp: int, device: torch.device) -> ThreadWorld:
             tp=_thread_group(stages[rank // tp], rank % tp),
             pp=_thread_group(columns[rank % tp], rank // tp),
             device=device,
+            sharers=tp * pp,
         )
         for rank in range(tp * pp)
     )
@@ -209,7 +259,8 @@ def _thread_group(exchange: _Exchange, rank: int) -> Communicator:
 
 
 def rank_device(name: str, local_rank: int) -> torch.device:
-    """The device of a rank: `name` is "auto", "cpu" or "cuda"; `local_rank` counts on its host."""
+    """The device of a rank: `name` is "auto", "cpu" or "cuda"; `local_rank` counts on its host.
+    More ranks than GPUs share them."""
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
     return torch.device("cpu")

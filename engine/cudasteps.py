@@ -3,32 +3,32 @@
 What a request has lives on the device in a row of its own: its block table, its temperature and
 seed, its last token. A step therefore sends a few numbers a request, and may be launched before the
 tokens of the step before it have reached the host. Steps of single tokens are replayed as CUDA
-graphs, one for each size up to the largest batch.
+graphs, one for each size up to the largest batch: a stage's layers with the collectives of its
+tensor group, on the last stage the sampler too. What goes from stage to stage goes between them.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from engine.attention.paged import PagedPlan, tiles_of
-from engine.communicators import Solo
+from engine.communicators import ThreadGroup
 from engine.config import EngineConfig
-from engine.kernels.sampling import sample
-from engine.layers.sampler import Sampler
+from engine.kernels.sampling import Settings, sample
 from engine.layers.special import SpecialRequests
 from engine.models.base import CausalLM
 from engine.parallel import ParallelContext
-from engine.sampling_params import SamplingParams
 from engine.step import Deferred, Details, ScheduledRequest, Step, StepResult
 
-Numbers: TypeAlias = NDArray[np.int32]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,12 +41,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Graph:
-    """`inputs` int32 [4, size]: ids, positions, rows, places."""
+    """`inputs` int32 [4, size]: ids, positions, rows, places. `entering` [size, hidden]: what the
+    stage before gave, read by all stages but the first. `result`: the chosen ids on the last stage,
+    the hidden states on the others."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    logits: torch.Tensor
-    chosen: torch.Tensor
+    entering: torch.Tensor
+    result: torch.Tensor
 
 
 class Rows:
@@ -61,8 +63,9 @@ class Rows:
         self.tables = torch.zeros(count + 1, width, dtype=torch.int32, device=device)
         self.tables[count] = spare
         self.last = torch.zeros(count + 1, dtype=torch.int32, device=device)
-        self.temperatures = torch.zeros(count + 1, dtype=torch.float32, device=device)
-        self.seeds = torch.zeros(count + 1, dtype=torch.int64, device=device)
+        heat, top_p, min_p = torch.zeros(3, count + 1, device=device)
+        top_k, seeds = torch.zeros(2, count + 1, dtype=torch.int64, device=device)
+        self.settings = Settings(heat, top_p, min_p, top_k, seeds)
         self._rows: dict[str, Row] = {}
         self._free = list(range(count))
 
@@ -82,12 +85,16 @@ class Rows:
     def _join(self, new: Sequence[ScheduledRequest]) -> None:
         if not new:
             return
-        at = send([self._rows[one.request_id].index for one in new], self.device)
-        heat = [0.0 if one.sampling.greedy else one.sampling.temperature for one in new]
-        bits = np.array(heat, dtype=np.float32).view(np.int32)
-        self.temperatures.index_copy_(0, at.long(), send(bits, self.device).view(torch.float32))
-        seeds = torch.tensor([self._seed(one) for one in new], device=self.device)
-        self.seeds.index_copy_(0, at.long(), seeds)
+        at = send([self._rows[one.request_id].index for one in new], self.device).long()
+        columns = zip(*map(self._settings, new), strict=True)
+        for kept, values in zip(self.settings, columns, strict=True):
+            kept.index_copy_(0, at, torch.tensor(values, dtype=kept.dtype, device=self.device))
+
+    def _settings(self, request: ScheduledRequest) -> tuple[float, float, float, int, int]:
+        """As kernels.sampling.Settings."""
+        own = request.sampling
+        heat = 0.0 if own.greedy else min(own.temperature, 1e6)
+        return heat, own.top_p, own.min_p, own.top_k or 0, self._seed(request)
 
     def _seed(self, request: ScheduledRequest) -> int:
         own = request.sampling.seed
@@ -109,7 +116,8 @@ class Rows:
 
 
 class CudaSteps:
-    """`cache` has one block more than the driver gives out."""
+    """`cache` has one block more than the driver gives out; `width` is the length of a block table;
+    hidden states are `hidden` wide and of type `dtype`."""
 
     def __init__(
         self,
@@ -118,28 +126,30 @@ class CudaSteps:
         model: CausalLM,
         cache: tuple[torch.Tensor, ...],
         width: int,
-        sampler: Sampler,
         special: SpecialRequests,
+        hidden: int,
+        dtype: torch.dtype,
     ) -> None:
         self.parallel = parallel
         self.model = model
         self.cache = cache
-        self.sampler = sampler
         self.special = special
+        self.hidden = hidden
+        self.dtype = dtype
         self.rows = Rows(config, width, parallel.device, spare=cache[0].shape[1] - 1)
         self._graphs: dict[int, Graph] = {}
         if not config.enforce_eager and _can_capture(parallel):
             self._capture(graph_sizes(config.max_num_seqs))
 
-    def execute(self, step: Step, hidden_size: int, dtype: torch.dtype) -> Deferred | None:
+    def execute(self, step: Step) -> Deferred | None:
         """Launch it. What was sampled, on the last stage's ranks."""
         self.special.begin(step)
         rows = self.rows.update(step)
         if self._graphs and _only_singles(step):
             return self._replayed(step, rows)
-        return self._launched(step, rows, hidden_size, dtype)
+        return self._launched(step, rows)
 
-    def _replayed(self, step: Step, rows: list[int]) -> Deferred:
+    def _replayed(self, step: Step, rows: list[int]) -> Deferred | None:
         count = len(step.requests)
         size = next(size for size in self._graphs if size >= count)
         graph = self._graphs[size]
@@ -154,22 +164,22 @@ class CudaSteps:
         host = torch.empty(4, size, dtype=torch.int32, pin_memory=True)
         host.numpy()[:] = inputs
         graph.inputs.copy_(host, non_blocking=True)
+        if not self.parallel.is_first_stage:
+            graph.entering[:count] = self._received(count)
         graph.graph.replay()
-        return self._result(step, list(step.requests), rows, graph.logits, graph.chosen)
+        if self.parallel.is_last_stage:
+            return self._result(step, list(step.requests), graph.result)
+        self._pass_on(graph.result[:count])
+        return None
 
-    def _launched(
-        self, step: Step, rows: list[int], hidden_size: int, dtype: torch.dtype
-    ) -> Deferred | None:
+    def _launched(self, step: Step, rows: list[int]) -> Deferred | None:
         lengths = [len(request.token_ids) for request in step.requests]
         plan, ids = self._plan(step, rows, lengths)
-        if self.parallel.is_first_stage:
-            hidden = self.model.embed(ids)
-        else:
-            size = (sum(lengths), hidden_size)
-            hidden = self.parallel.pp.receive(size, dtype, self.parallel.pp.rank - 1)
+        first = self.parallel.is_first_stage
+        hidden = self.model.embed(ids) if first else self._received(sum(lengths))
         hidden = self.model(hidden, plan.positions, plan)
         if not self.parallel.is_last_stage:
-            self.parallel.pp.send(hidden, self.parallel.pp.rank + 1)
+            self._pass_on(hidden)
             return None
         self.special.read_prompts(
             step,
@@ -177,6 +187,13 @@ class CudaSteps:
             lambda part: self.model.logits(hidden[part]).float(),
         )
         return self._sampled(step, rows, hidden, np.cumsum(lengths) - 1)
+
+    def _received(self, tokens: int) -> torch.Tensor:
+        before = self.parallel.pp.rank - 1
+        return self.parallel.pp.receive((tokens, self.hidden), self.dtype, before)
+
+    def _pass_on(self, hidden: torch.Tensor) -> None:
+        self.parallel.pp.send(hidden, self.parallel.pp.rank + 1)
 
     def _plan(
         self, step: Step, rows: list[int], lengths: list[int]
@@ -221,32 +238,28 @@ class CudaSteps:
         sent = send([*lasts[wanted].tolist(), *owners, *places], self.parallel.device)
         picked, at, generated = torch.split(sent, len(requests))
         logits = self.model.logits(hidden.index_select(0, picked))
+        names = [request.request_id for request in requests]
+        special = any(request.sampling.special for request in requests)
+        if special:
+            logits = logits.float()
+            self.special.adjust(logits, names)
         chosen = self._sample(logits, at, generated)
-        return self._result(step, requests, owners, logits, chosen)
+        details = self.special.details(names, chosen.tolist()) if special else {}
+        return self._result(step, requests, chosen, details)
 
     def _sample(
         self, logits: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
     ) -> torch.Tensor:
-        state = self.rows
-        return sample(
-            logits.contiguous(), rows, places, state.temperatures, state.seeds, state.last
-        )
+        return sample(logits.contiguous(), rows, places, self.rows.settings, self.rows.last)
 
     def _result(
         self,
         step: Step,
         requests: list[ScheduledRequest],
-        rows: list[int],
-        logits: torch.Tensor,
         chosen: torch.Tensor,
+        details: dict[str, Details] | None = None,
     ) -> Deferred:
         names = [request.request_id for request in requests]
-        lines = [i for i, request in enumerate(requests) if _is_filtered(request.sampling)]
-        details = {}
-        if lines:
-            details = self._choose_again(
-                [requests[i] for i in lines], lines, [rows[i] for i in lines], logits, chosen
-            )
         host = torch.empty(len(names), dtype=torch.int32, pin_memory=True)
         host.copy_(chosen[: len(names)], non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -254,50 +267,40 @@ class CudaSteps:
 
         def wait() -> StepResult:
             done.synchronize()
-            return StepResult(step.step_id, dict(zip(names, host.tolist(), strict=True)), details)
+            tokens = dict(zip(names, host.tolist(), strict=True))
+            return StepResult(step.step_id, tokens, details or {})
 
         return Deferred(wait)
 
-    def _choose_again(
-        self,
-        requests: list[ScheduledRequest],
-        lines: list[int],
-        rows: list[int],
-        logits: torch.Tensor,
-        chosen: torch.Tensor,
-    ) -> dict[str, Details]:
-        """Those that ask for more than greedy or temperature, by the general sampler."""
-        at = torch.tensor(lines, device=logits.device)
-        names = [request.request_id for request in requests]
-        own = logits[at].float()
-        self.special.adjust(own, names)
-        ids = self.sampler(own, requests)
-        new = torch.tensor(ids, dtype=torch.int32, device=logits.device)
-        chosen[at] = new
-        self.rows.last[torch.tensor(rows, device=logits.device)] = new
-        return self.special.details(names, ids)
-
     def _capture(self, sizes: Sequence[int]) -> None:
+        began = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
         graphs: dict[int, Graph] = {}
         for size in reversed(sizes):  # the largest first: the others fit into its memory
             inputs = torch.zeros(4, size, dtype=torch.int32, device=self.parallel.device)
             inputs[2] = self.rows.padding
-            self._singles(inputs)  # compiles, and loads what is loaded lazily
+            entering = torch.zeros(size, self.hidden, dtype=self.dtype, device=inputs.device)
+            self._singles(inputs, entering)  # compiles, and loads what is loaded lazily
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits, chosen = self._singles(inputs)
-            graphs[size] = Graph(graph, inputs, logits, chosen)
+            # NCCL's watchdog asks for events from its own thread meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                result = self._singles(inputs, entering)
+            graphs[size] = Graph(graph, inputs, entering, result)
         self._graphs = dict(sorted(graphs.items()))
+        took = time.monotonic() - began
+        logger.info("CUDA graphs: %d, up to %d requests, in %.1f s", len(graphs), sizes[-1], took)
 
-    def _singles(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _singles(self, inputs: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
         """One token of each request: what a graph holds."""
         ids, positions, rows, places = inputs.unbind()
         plan = PagedPlan(self.cache, self.rows.tables, positions, rows, len(ids))
-        hidden = self.model(self.model.embed(self._known(ids, rows)), positions, plan)
-        logits = self.model.logits(hidden)
-        return logits, self._sample(logits, rows, places)
+        if self.parallel.is_first_stage:
+            entering = self.model.embed(self._known(ids, rows))
+        hidden: torch.Tensor = self.model(entering, positions, plan)
+        if not self.parallel.is_last_stage:
+            return hidden
+        return self._sample(self.model.logits(hidden), rows, places)
 
 
 def graph_sizes(most: int) -> list[int]:
@@ -321,12 +324,6 @@ def _only_singles(step: Step) -> bool:
     )
 
 
-def _is_filtered(sampling: SamplingParams) -> bool:
-    if sampling.special:
-        return True
-    return not sampling.greedy and bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
-
-
 def _can_capture(parallel: ParallelContext) -> bool:
-    """One rank only: graphs that hold NCCL's collectives have not been tried yet."""
-    return parallel.pp.size == 1 and isinstance(parallel.tp, Solo)
+    """Threads that share a device capture each other's work."""
+    return parallel.tp.capturable and not isinstance(parallel.pp, ThreadGroup)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,18 +28,27 @@ def _available_bytes() -> int:
 
 
 def cuda_kv_bytes(
-    device: torch.device, utilization: float, largest_step: Callable[[], None]
+    device: torch.device, utilization: float, rehearsals: Sequence[Callable[[], None]], ranks: int
 ) -> int:
-    """What is left of `utilization` of the device when `largest_step` has shown its peak.
+    """What is left of `utilization` of the device for one of `ranks` ranks that share it, when each
+    of `rehearsals` has shown how much it needs: they keep their memory side by side.
 
     0 when nothing is left.
     """
-    torch.cuda.reset_peak_memory_stats(device)
-    largest_step()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.empty_cache()
+    needed = sum(_peak(device, rehearsal) for rehearsal in rehearsals)
     free, total = torch.cuda.mem_get_info(device)
-    # What torch does not count: the CUDA context, NCCL's buffers, other processes.
-    outside = total - free - torch.cuda.memory_reserved(device)
-    return max(0, int(total * utilization) - peak - outside)
+    # With what torch does not count: the CUDA context, NCCL's buffers, other processes.
+    in_use = total - free
+    return max(0, int(total * utilization) - in_use - ranks * needed) // ranks
+
+
+def _peak(device: torch.device, rehearsal: Callable[[], None]) -> int:
+    """Bytes beside what is held already, as torch takes them from the device."""
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    rehearsal()
+    torch.cuda.synchronize(device)
+    taken = torch.cuda.max_memory_reserved(device) - held
+    torch.cuda.empty_cache()
+    return taken

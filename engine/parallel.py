@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 class Communicator(Protocol):
     """One group of ranks that exchange tensors. Carriers: nothing (size 1), torch.distributed
-    (gloo, NCCL), threads of one process."""
+    (gloo, NCCL, gloo for GPUs), threads of one process."""
 
     rank: int
     size: int
+    capturable: bool  # whether a CUDA graph can hold its collectives
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the group, same shape."""
@@ -32,11 +33,12 @@ class Communicator(Protocol):
 @dataclass(frozen=True)
 class ParallelContext:
     """Rank = pp_rank * tp.size + tp_rank. `tp` joins the ranks of one stage, `pp` the ranks that
-    hold the same shard in every stage."""
+    hold the same shard in every stage. `sharers`: how many of the ranks compute on this device."""
 
     tp: Communicator
     pp: Communicator
     device: torch.device
+    sharers: int = 1
 
     @property
     def rank(self) -> int:

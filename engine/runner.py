@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.attention import make_backend
-from engine.attention.base import Attend, KVLayout, Span
+from engine.attention.base import KVLayout, Span
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.grammar import Grammars
@@ -93,15 +93,16 @@ class Runner:
                 self.model,
                 cache,
                 self._table_width(),
-                self.sampler,
                 self.special,
+                self.shape.hidden_size,
+                self.dtype,
             )
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult | Deferred | None:
         """One step. The result on the last stage's first rank, else None."""
         if self.steps is not None:
-            late = self.steps.execute(step, self.shape.hidden_size, self.dtype)
+            late = self.steps.execute(step)
             return late if self.parallel.tp.rank == 0 else None
         for request_id in step.ended:
             self._sampled.pop(request_id, None)
@@ -165,17 +166,28 @@ class Runner:
         if self.config.kv_cache_memory_bytes is not None:
             return self.config.kv_cache_memory_bytes
         if self.parallel.device.type == "cuda":
+            rehearsals = [self._largest_step]
+            if not self.config.enforce_eager:
+                rehearsals.append(self._decoding)
             share = self.config.gpu_memory_utilization
-            ranks = self.config.world_size if self.config.backend == "inproc" else 1
-            return cuda_kv_bytes(self.parallel.device, share, self._largest_step) // ranks
+            return cuda_kv_bytes(self.parallel.device, share, rehearsals, self.parallel.sharers)
         return cpu_kv_bytes(self.config.total_ranks)
 
     def _table_width(self) -> int:
         longest = self.config.max_model_len or self.shape.max_position
         return -(-longest // self.layout.block_size)
 
-    def _rehearsal(self, tokens: int) -> Attend:
-        """Attention of one prompt of `tokens` tokens that all lie in one block."""
+    def _largest_step(self) -> None:
+        """As many new tokens as a step can hold."""
+        self._rehearse(self.config.max_num_batched_tokens, 0)
+
+    def _decoding(self) -> None:
+        """A token for as many requests as may run: what the largest CUDA graph holds."""
+        self._rehearse(self.config.max_num_seqs, self.config.max_num_seqs)
+
+    @torch.inference_mode()
+    def _rehearse(self, tokens: int, singles: int) -> None:
+        """Through this stage alone: no other is needed. All tokens lie in one block."""
         from engine.attention import paged
 
         device = self.parallel.device
@@ -184,17 +196,12 @@ class Runner:
         places %= self.shape.max_position
         pieces = torch.tensor(paged.tiles_of([(0, tokens, 0, 0)]), device=device).int()
         cache = paged.allocate(self.layout, 1, device)
-        return paged.PagedPlan(cache, table, places, torch.zeros_like(places), 0, pieces)
-
-    @torch.inference_mode()
-    def _largest_step(self) -> None:
-        """As many new tokens as a step can hold, through this stage alone: no other is needed."""
-        tokens, device = self.config.max_num_batched_tokens, self.parallel.device
-        plan = self._rehearsal(tokens)
+        tiles = None if singles else pieces
+        plan = paged.PagedPlan(cache, table, places, torch.zeros_like(places), singles, tiles)
         hidden = torch.zeros(tokens, self.shape.hidden_size, dtype=self.dtype, device=device)
-        hidden = self.model(hidden, torch.arange(tokens, device=device), plan)
+        hidden = self.model(hidden, places, plan)
         if self.parallel.is_last_stage:
-            self.model.logits(hidden[: self.config.max_num_seqs])
+            self.model.logits(hidden[: self.config.max_num_seqs]).float()
 
 
 def _sampled_rows(step: Step) -> tuple[list[ScheduledRequest], list[int]]:

@@ -82,7 +82,7 @@ def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:
 
 def _native_faults(shape: ModelShape, split: Split, hardware: Hardware) -> Iterator[str]:
     try:
-        check_architecture(shape, "cpu" if hardware.gpu.cpu else "cuda")
+        check_architecture(shape)
         check_runnable(shape)
     except ShapeError as error:
         yield f"the native engine: {error}"

@@ -39,36 +39,20 @@ class PagedPlan:
     def __call__(
         self, layer: int, heads: torch.Tensor, turn: Turn | None, view: View = WHOLE
     ) -> torch.Tensor:
-        assert view == WHOLE  # engine.models builds nothing else on CUDA
         cache = self.cache[layer]
-        self._store(heads, cache, turn)
-        scale = heads.shape[-1] ** -0.5
+        fused.turn_and_store(heads, self.positions, self.rows, self.tables, cache, turn)
         if self.tiles is None:
-            return attention.decode(heads, self.positions, self.rows, self.tables, cache, scale)
+            return attention.decode(heads, self.positions, self.rows, self.tables, cache, view)
         tokens, total, dim = heads.shape
         queries = total - 2 * cache.shape[3]
         out = torch.empty(tokens, queries, dim, dtype=heads.dtype, device=heads.device)
         if self.singles:
             alone = slice(0, self.singles)
             out[alone] = attention.decode(
-                heads[alone], self.positions[alone], self.rows[alone], self.tables, cache, scale
+                heads[alone], self.positions[alone], self.rows[alone], self.tables, cache, view
             )
-        attention.chunks(heads, self.tiles, self.tables, cache, scale, out, TILE_TOKENS)
+        attention.chunks(heads, self.tiles, self.tables, cache, view, out, TILE_TOKENS)
         return out
-
-    def _store(self, heads: torch.Tensor, cache: torch.Tensor, turn: Turn | None) -> None:
-        fused.turn_and_store(
-            heads,
-            self.positions,
-            self.rows,
-            self.tables,
-            cache,
-            None if turn is None else turn.cos,
-            None if turn is None else turn.sin,
-            None if turn is None else turn.query_norm,
-            None if turn is None else turn.key_norm,
-            0.0 if turn is None else turn.eps,
-        )
 
 
 def tiles_of(spans: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

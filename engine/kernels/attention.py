@@ -7,12 +7,66 @@ FlashAttention: a running maximum and sum, fp32.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from engine.kernels.thin import launching
+
+if TYPE_CHECKING:
+    from engine.attention.base import View
 
 SPLIT_PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
 MOST_SPLITS = 32
+LOG2_E = 1.4426950408889634  # exp2 is the machine's own: scores are kept to that base
+
+
+@triton.jit
+def _slots(table, place, valid, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr):
+    """Where in the cache these positions of a row lie. `valid` None: all are."""
+    if valid is None:
+        block = tl.load(table + place // BLOCK_SIZE)
+    else:
+        block = tl.load(table + place // BLOCK_SIZE, mask=valid, other=0)
+    return block.to(tl.int64) * block_stride + (place % BLOCK_SIZE) * slot_stride
+
+
+@triton.jit
+def _load(memory, slot, at, valid, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """[slots, PADDED], with no mask where none is needed."""
+    place = memory + slot[:, None] + at[None, :]
+    inside = (at < DIM)[None, :]
+    if valid is None:
+        found = tl.load(place) if DIM == PADDED else tl.load(place, mask=inside, other=0.0)
+    else:
+        read = valid[:, None] if DIM == PADDED else valid[:, None] & inside
+        found = tl.load(place, mask=read, other=0.0)
+    return found
+
+
+@triton.jit
+def _scores(query, key, scale, cap):
+    """Both factors are _scale_and_cap's: cap * tanh(x), where tanh(x) = 1 - 2 / (exp(2x) + 1)."""
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    if cap is not None:
+        scores = cap * (1.0 - 2.0 / (tl.exp2(scores) + 1.0))
+    return scores
+
+
+@triton.jit
+def _absorb(best, mass, mixed, scores, value, MAY_BE_BLIND: tl.constexpr):
+    """One more tile of keys. MAY_BE_BLIND: a row may see none of the keys so far."""
+    peak = tl.maximum(best, tl.max(scores, axis=1))
+    safe = tl.where(peak == float("-inf"), 0.0, peak) if MAY_BE_BLIND else peak
+    weights = tl.exp2(scores - safe[:, None])
+    fade = tl.exp2(best - safe)
+    mass = mass * fade + tl.sum(weights, axis=1)
+    mixed = mixed * fade[:, None]
+    mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee")
+    return peak, mass, mixed
 
 
 @triton.jit
@@ -26,6 +80,7 @@ def _decode(
     out,
     partial,
     scale,
+    cap,
     table_width,
     block_stride,
     slot_stride,
@@ -38,21 +93,26 @@ def _decode(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     GROUP: tl.constexpr = QUERIES // KV
     length = tl.load(positions + token) + 1
-    share = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
-    begin = split * share
+    oldest = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    share = tl.cdiv(tl.cdiv(length - oldest, SPLITS), TILE) * TILE
+    begin = oldest + split * share
     stop = tl.minimum(begin + share, length)
     table = tables + tl.load(rows + token).to(tl.int64) * table_width
     at = tl.arange(0, PADDED)
-    inside = at < DIM
     member = tl.arange(0, ROWS)
     query_at = (token * (QUERIES + 2 * KV) + kv_head * GROUP + member)[:, None] * DIM + at[None, :]
-    real = (member < GROUP)[:, None] & inside[None, :]
+    real = (member < GROUP)[:, None] & (at < DIM)[None, :]
     query = tl.load(heads + query_at, mask=real, other=0.0)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     mass = tl.zeros([ROWS], tl.float32)
@@ -60,20 +120,13 @@ def _decode(
     for start in range(begin, stop, TILE):
         place = start + tl.arange(0, TILE)
         valid = place < stop
-        block = tl.load(table + place // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-        slot = block * block_stride + (place % BLOCK_SIZE) * slot_stride + kv_head * head_stride
-        read = valid[:, None] & inside[None, :]
-        key = tl.load(keys + slot[:, None] + at[None, :], mask=read, other=0.0)
-        value = tl.load(values + slot[:, None] + at[None, :], mask=read, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        slot = _slots(table, place, valid, block_stride, slot_stride, BLOCK_SIZE)
+        slot += kv_head * head_stride
+        key = _load(keys, slot, at, valid, DIM, PADDED)
+        value = _load(values, slot, at, valid, DIM, PADDED)
+        scores = _scores(query, key, scale, cap)
         scores = tl.where(valid[None, :], scores, float("-inf"))
-        peak = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - peak[:, None])
-        fade = tl.exp2(best - peak)
-        mass = mass * fade + tl.sum(weights, axis=1)
-        mixed = mixed * fade[:, None]
-        mixed += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        best = peak
+        best, mass, mixed = _absorb(best, mass, mixed, scores, value, False)
     head = kv_head * GROUP + member
     if SPLITS == 1:
         result = mixed / mass[:, None]
@@ -88,8 +141,18 @@ def _decode(
 
 
 @triton.jit
-def _join(partial, out, DIM: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr):
+def _join(
+    partial,
+    out,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     """The splits of one head of one token into one: each weighed by its share of the sum."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
     split = tl.arange(0, SPLITS)
@@ -109,7 +172,7 @@ def decode(
     rows: torch.Tensor,
     tables: torch.Tensor,
     cache: torch.Tensor,
-    scale: float,
+    view: View,
 ) -> torch.Tensor:
     """One token each: heads [tokens, queries + 2 kv, dim] -> [tokens, queries, dim].
 
@@ -127,6 +190,7 @@ def decode(
         device=heads.device,
     )
     padded = _padded(dim)
+    tile, warps, stages = _decode_form(padded, heads.element_size())
     _decode[(tokens, kv, splits)](
         heads,
         positions,
@@ -136,7 +200,7 @@ def decode(
         cache[1],
         out,
         partial,
-        scale * 1.4426950408889634,  # exp2 instead of exp
+        *_scale_and_cap(view, dim),
         tables.shape[1],
         cache.stride(1),
         cache.stride(2),
@@ -147,13 +211,23 @@ def decode(
         DIM=dim,
         PADDED=padded,
         ROWS=max(16, triton.next_power_of_2(queries // kv)),
-        TILE=64,
+        TILE=tile,
         SPLITS=splits,
-        num_warps=4,
-        num_stages=3,
+        WINDOW=view.window or 0,
+        num_warps=warps,
+        num_stages=stages,
+        **launching(tokens),
     )
     if splits > 1:
-        _join[(tokens * queries,)](partial, out, DIM=dim, PADDED=padded, SPLITS=splits, num_warps=4)
+        _join[(tokens * queries,)](
+            partial,
+            out,
+            DIM=dim,
+            PADDED=padded,
+            SPLITS=splits,
+            num_warps=4,
+            **launching(tokens),
+        )
     return out
 
 
@@ -166,6 +240,7 @@ def _chunk(
     values,
     out,
     scale,
+    cap,
     table_width,
     block_stride,
     slot_stride,
@@ -177,6 +252,7 @@ def _chunk(
     PADDED: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     """TILE_M tokens of one request, one head. A tile: its first token in the step, how many, the
     position of the first, the request's row."""
@@ -188,9 +264,8 @@ def _chunk(
     table = tables + tl.load(tiles + tile + 3).to(tl.int64) * table_width
     kv_head = head // (QUERIES // KV)
     at = tl.arange(0, PADDED)
-    inside = at < DIM
     member = tl.arange(0, TILE_M)
-    real = (member < count)[:, None] & inside[None, :]
+    real = (member < count)[:, None] & (at < DIM)[None, :]
     query_at = ((first + member) * (QUERIES + 2 * KV) + head)[:, None] * DIM + at[None, :]
     query = tl.load(heads + query_at, mask=real, other=0.0)
     best = tl.full([TILE_M], float("-inf"), tl.float32)
@@ -198,38 +273,31 @@ def _chunk(
     mixed = tl.zeros([TILE_M, PADDED], tl.float32)
     own = position + member
     stop = position + count
-    free = position // TILE_N * TILE_N  # up to here every token of the tile sees every key
-    for start in range(0, free, TILE_N):
-        place = start + tl.arange(0, TILE_N)
-        block = tl.load(table + place // BLOCK_SIZE).to(tl.int64)
-        slot = block * block_stride + (place % BLOCK_SIZE) * slot_stride + kv_head * head_stride
-        key = tl.load(keys + slot[:, None] + at[None, :], mask=inside[None, :], other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        peak = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - peak[:, None])
-        fade = tl.exp2(best - peak)
-        mass = mass * fade + tl.sum(weights, axis=1)
-        value = tl.load(values + slot[:, None] + at[None, :], mask=inside[None, :], other=0.0)
-        mixed = mixed * fade[:, None]
-        mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee")
-        best = peak
+    keys += kv_head * head_stride
+    values += kv_head * head_stride
+    if WINDOW:
+        free = tl.maximum(position - WINDOW + 1, 0) // TILE_N * TILE_N
+    else:
+        free = position // TILE_N * TILE_N  # up to here every token of the tile sees every key
+        for start in range(0, free, TILE_N):
+            place = start + tl.arange(0, TILE_N)
+            slot = _slots(table, place, None, block_stride, slot_stride, BLOCK_SIZE)
+            key = _load(keys, slot, at, None, DIM, PADDED)
+            scores = _scores(query, key, scale, cap)
+            value = _load(values, slot, at, None, DIM, PADDED)
+            best, mass, mixed = _absorb(best, mass, mixed, scores, value, False)
     for start in range(free, stop, TILE_N):
         place = start + tl.arange(0, TILE_N)
         valid = place < stop
-        block = tl.load(table + place // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-        slot = block * block_stride + (place % BLOCK_SIZE) * slot_stride + kv_head * head_stride
-        read = valid[:, None] & inside[None, :]
-        key = tl.load(keys + slot[:, None] + at[None, :], mask=read, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where(place[None, :] <= own[:, None], scores, float("-inf"))
-        peak = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - peak[:, None])
-        fade = tl.exp2(best - peak)
-        mass = mass * fade + tl.sum(weights, axis=1)
-        value = tl.load(values + slot[:, None] + at[None, :], mask=read, other=0.0)
-        mixed = mixed * fade[:, None]
-        mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee")
-        best = peak
+        slot = _slots(table, place, valid, block_stride, slot_stride, BLOCK_SIZE)
+        key = _load(keys, slot, at, valid, DIM, PADDED)
+        scores = _scores(query, key, scale, cap)
+        sees = place[None, :] <= own[:, None]
+        if WINDOW:
+            sees &= place[None, :] > own[:, None] - WINDOW
+        scores = tl.where(sees, scores, float("-inf"))
+        value = _load(values, slot, at, valid, DIM, PADDED)
+        best, mass, mixed = _absorb(best, mass, mixed, scores, value, WINDOW > 0)
     target = ((first + member) * QUERIES + head)[:, None] * DIM + at[None, :]
     tl.store(out + target, (mixed / mass[:, None]).to(out.dtype.element_ty), mask=real)
 
@@ -239,7 +307,7 @@ def chunks(
     tiles: torch.Tensor,
     tables: torch.Tensor,
     cache: torch.Tensor,
-    scale: float,
+    view: View,
     out: torch.Tensor,
     tile_tokens: int,
 ) -> None:
@@ -248,7 +316,8 @@ def chunks(
     _, total, dim = heads.shape
     _, _, block_size, kv, _ = cache.shape
     queries = total - 2 * kv
-    wide = heads.dtype == torch.float32  # twice the shared memory an element
+    padded = _padded(dim)
+    tile, warps, stages = _chunk_form(padded, heads.element_size())
     _chunk[(queries, len(tiles))](
         heads,
         tiles,
@@ -256,7 +325,7 @@ def chunks(
         cache[0],
         cache[1],
         out,
-        scale * 1.4426950408889634,
+        *_scale_and_cap(view, dim),
         tables.shape[1],
         cache.stride(1),
         cache.stride(2),
@@ -265,12 +334,33 @@ def chunks(
         QUERIES=queries,
         KV=kv,
         DIM=dim,
-        PADDED=_padded(dim),
+        PADDED=padded,
         TILE_M=tile_tokens,
-        TILE_N=32 if wide else 64,
-        num_warps=4 if wide else 8,
-        num_stages=2 if wide else 3,
+        TILE_N=tile,
+        WINDOW=view.window or 0,
+        num_warps=warps,
+        num_stages=stages,
     )
+
+
+def _decode_form(padded: int, itemsize: int) -> tuple[int, int, int]:
+    """As _chunk_form."""
+    return 64 if padded * itemsize <= 512 else 32, 2 if itemsize == 2 else 4, 3
+
+
+def _chunk_form(padded: int, itemsize: int) -> tuple[int, int, int]:
+    """Keys a tile, warps and stages that fit into a multiprocessor's shared memory."""
+    if itemsize == 2:
+        return (32, 4, 4) if padded <= 128 else (64, 8, 2)
+    return (32, 4, 2) if padded <= 128 else (16, 8, 2)
+
+
+def _scale_and_cap(view: View, dim: int) -> tuple[float, float | None]:
+    """What _scores takes."""
+    scale = dim**-0.5 if view.scale is None else view.scale
+    if view.softcap is None:
+        return scale * LOG2_E, None
+    return 2 * LOG2_E * scale / view.softcap, view.softcap * LOG2_E
 
 
 def _padded(dim: int) -> int:

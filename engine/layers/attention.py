@@ -52,9 +52,12 @@ class SelfAttention(nn.Module):
         self.k_norm = self.norm(build, shape.head_dim, shape.norm_eps) if head_norm else None
 
     def forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
-        heads = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim))
-        mixed = attend(self.index, heads, self._turn(), self.view)
-        return self.o_proj(mixed.flatten(1))  # type: ignore[no-any-return]
+        return self.o_proj(self.mix(self.qkv_proj(hidden), attend))  # type: ignore[no-any-return]
+
+    def mix(self, projected: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """From qkv_proj's output to o_proj's input."""
+        heads = projected.view(len(projected), -1, self.head_dim)
+        return attend(self.index, heads, self._turn(), self.view).flatten(1)
 
     def _turn(self) -> Turn | None:
         (rotary,) = self.rotary

@@ -45,8 +45,15 @@ class ExpertMLP(ShardedLayer):
         self.down = build.parameter(len(self.own), hidden, inner)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] -> the same; a token's order of additions is its experts'."""
+        """[tokens, hidden] -> the same."""
         weights, chosen = self._route(hidden)
+        mix = self._mix_grouped if hidden.is_cuda else self._mix_one_by_one
+        return self.tp.all_reduce(mix(hidden, weights, chosen))
+
+    def _mix_one_by_one(
+        self, hidden: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """A token's order of additions is its experts'."""
         mixed = torch.zeros_like(hidden)
         for expert in torch.unique(chosen).tolist():
             if expert not in self.own:
@@ -56,7 +63,21 @@ class ExpertMLP(ShardedLayer):
             inner = gate(self.act, functional.linear(hidden[rows], self.gate_up[index]))
             output = functional.linear(inner, self.down[index])
             mixed.index_add_(0, rows, output * weights[rows, place].unsqueeze(-1))
-        return self.tp.all_reduce(mixed)
+        return mixed
+
+    def _mix_grouped(
+        self, hidden: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:
+        """All experts at once: pairs of a token and one of its experts."""
+        from engine.kernels.experts import product, tiles_of
+
+        tokens, each = chosen.shape
+        tiles, first = tiles_of(chosen, self.experts.count), self.own.start
+        both = hidden.new_empty(tokens * each, self.gate_up.shape[1])
+        inner = gate(self.act, product(hidden, self.gate_up, tiles, each, first, both))
+        outputs = hidden.new_zeros(tokens * each, hidden.shape[1])  # others' experts stay zero
+        product(inner, self.down, tiles, 1, first, outputs)
+        return torch.bmm(weights.unsqueeze(1), outputs.view(tokens, each, -1)).squeeze(1)
 
     def _route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and numbers of each token's experts, both [tokens, per_token]."""

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from engine.layers.base import Build, Shard, ShardedLayer
+from engine.layers.norm import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class ColumnParallelLinear(ShardedLayer):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return functional.linear(inputs, self.weight, self.bias)
+
+    def after(self, norm: RMSNorm, hidden: torch.Tensor, gated: bool = False) -> torch.Tensor:
+        """Of few tokens (kernels.thin), what `norm` makes of them; `gated`: silu of the first half
+        times the second."""
+        from engine.kernels import thin
+
+        scale = (norm.weight, norm.eps, norm.unit)
+        return thin.product(hidden, self.weight, bias=self.bias, norm=scale, gated=gated)
 
     def shards(self, name: str) -> Iterator[Shard]:
         parent = name.rpartition(".")[0]
@@ -143,6 +152,14 @@ class RowParallelLinear(ShardedLayer):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         output = self.tp.all_reduce(functional.linear(inputs, self.weight))
         return output if self.bias is None else output + self.bias  # once, not once a rank
+
+    def onto(self, residual: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Of few tokens (kernels.thin), added to `residual`."""
+        from engine.kernels import thin
+
+        once = (self.bias, residual) if self.tp.rank == 0 else (None, None)
+        output = thin.product(inputs, self.weight, bias=once[0], residual=once[1])
+        return self.tp.all_reduce(output)
 
     def shards(self, name: str) -> Iterator[Shard]:
         name = f"{name.rpartition('.')[0]}.{self.source}" if self.source else name

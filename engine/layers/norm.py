@@ -11,13 +11,15 @@ from engine.layers.base import Build, Shard, ShardedLayer
 
 
 class RMSNorm(ShardedLayer):
+    unit = False  # whether the checkpoint holds the weight's distance from one
+
     def __init__(self, build: Build, size: int, eps: float) -> None:
         super().__init__()
         self.weight = build.parameter(size)
         self.eps = eps
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        return self.after(hidden, None)[0]
 
     def factor(self) -> torch.Tensor:
         """[size], what the normalised values are multiplied by."""
@@ -30,9 +32,13 @@ class RMSNorm(ShardedLayer):
         if hidden.is_cuda:
             from engine.kernels.fused import add_rms_norm
 
-            return add_rms_norm(hidden, delta, self.weight, self.eps)
+            return add_rms_norm(hidden, delta, self.weight, self.eps, self.unit)
         total = hidden if delta is None else hidden + delta
-        return self(total), total
+        return self.normalise(total), total
+
+    def normalise(self, hidden: torch.Tensor) -> torch.Tensor:
+        """In plain torch."""
+        return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
     def shards(self, name: str) -> Iterator[Shard]:
         size = self.weight.shape[0]
@@ -40,9 +46,11 @@ class RMSNorm(ShardedLayer):
 
 
 class UnitRMSNorm(RMSNorm):
-    """Gemma's: the checkpoint holds the weight's distance from one; computed in fp32."""
+    """Gemma's, computed in fp32."""
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    unit = True
+
+    def normalise(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = functional.rms_norm(hidden.float(), self.weight.shape, None, self.eps)
         return (normed * self.factor()).to(hidden.dtype)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from engine.attention.base import Attend
+from engine.kernels import FEW_TOKENS
 from engine.layers.activation import ACTIVATIONS, gate
 from engine.layers.attention import SelfAttention
 from engine.layers.base import Build
@@ -62,11 +64,26 @@ class LlamaLayer(nn.Module):
 
     def forward(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, attend: Attend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The stream and what the last block wants to add to it: the next norm adds both."""
+        if hidden.is_cuda and len(hidden) <= FEW_TOKENS:
+            return self._forward_few(hidden if delta is None else hidden + delta, attend)
         normed, hidden = self.input_layernorm.after(hidden, delta)
         normed, hidden = self.post_attention_layernorm.after(hidden, self.self_attn(normed, attend))
         return hidden, self.feed_forward(normed)
+
+    def _forward_few(
+        self, hidden: torch.Tensor, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same with norms, gate and sums inside the products."""
+        attention, norm = self.self_attn, self.post_attention_layernorm
+        mixed = attention.mix(attention.qkv_proj.after(self.input_layernorm, hidden), attend)
+        hidden = attention.o_proj.onto(hidden, mixed)
+        mlp = getattr(self, "mlp", None)  # some families have none of that name
+        if not isinstance(mlp, LlamaMLP) or mlp.act is not functional.silu:
+            return hidden, self.feed_forward(norm(hidden))
+        inner = mlp.gate_up_proj.after(norm, hidden, gated=True)
+        return mlp.down_proj.onto(hidden, inner), None
 
 
 class LlamaModel(nn.Module):

@@ -3,7 +3,7 @@
 The one place for this arithmetic: the engine builds its layers from it, the planner its plans.
 """
 
-from engine.shapes.architectures import ARCHITECTURES, ON_CUDA, check_architecture
+from engine.shapes.architectures import ARCHITECTURES, check_architecture
 from engine.shapes.cache import BLOCK, CacheGroups, cache_groups
 from engine.shapes.config import check_runnable, parse_shape, read_config, read_shape
 from engine.shapes.errors import ShapeError
@@ -30,7 +30,6 @@ __all__ = [
     "BLOCK",
     "DTYPE_BYTES",
     "NO_EXPERTS",
-    "ON_CUDA",
     "CacheGroups",
     "Experts",
     "LatentAttention",

@@ -23,17 +23,9 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """And the module of engine.models that holds each."""
 
-# Windows, capped scores and experts have no kernel yet that has run.
-ON_CUDA = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
-
-def check_architecture(shape: ModelShape, device: str) -> None:
-    """Raises ShapeError for an architecture that the engine does not know, or does not run on
-    `device` ("cpu", "cuda")."""
+def check_architecture(shape: ModelShape) -> None:
+    """Raises ShapeError for an architecture that the engine does not know."""
     if shape.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ShapeError(f"architecture {shape.architecture} is not supported (known: {known})")
-    windowed = "sliding" in shape.layer_kinds
-    if device == "cuda" and (shape.architecture not in ON_CUDA or windowed):
-        what = f"{shape.architecture}{' with a sliding window' * windowed}"
-        raise ShapeError(f"{what} runs on CPUs only for now: --device cpu")

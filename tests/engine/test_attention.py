@@ -10,19 +10,26 @@ import pytest
 import torch
 
 from engine.attention import make_backend
-from engine.attention.base import AttentionBackend, KVLayout, Span
+from engine.attention.base import WHOLE, AttentionBackend, KVLayout, Span, View
 
 HEAD_DIM = 8
 CPU = torch.device("cpu")
 
 
-def dense(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def dense(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, view: View = WHOLE
+) -> torch.Tensor:
     """The last len(query) positions of one sequence, in fp64, KV heads repeated."""
     repeats = query.shape[1] // keys.shape[1]
     keys, values = (t.double().repeat_interleave(repeats, dim=1) for t in (keys, values))
-    scores = torch.einsum("qhd,khd->hqk", query.double(), keys) / query.shape[-1] ** 0.5
+    scale = query.shape[-1] ** -0.5 if view.scale is None else view.scale
+    scores = torch.einsum("qhd,khd->hqk", query.double(), keys) * scale
+    if view.softcap is not None:
+        scores = view.softcap * (scores / view.softcap).tanh()
     first = len(keys) - len(query)
     hidden = torch.ones(len(query), len(keys), dtype=torch.bool).triu(first + 1)
+    if view.window is not None:
+        hidden |= torch.ones_like(hidden).tril(first - view.window)
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, values).float()
 
