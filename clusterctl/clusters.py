@@ -4,11 +4,11 @@ directory, and which of them is current. Secrets are no part of a spec."""
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clusterctl import privatefile
 from clusterctl.config import spec_to_yaml
 from clusterctl.config.saved import (
     clusters_dir,
@@ -59,13 +59,5 @@ def saved(env: Mapping[str, str] = os.environ) -> list[SavedCluster]:
 
 
 def _write(file: Path, text: str) -> None:
-    """Whole or not at all, readable by this user alone."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+    privatefile.write(file, text.encode())

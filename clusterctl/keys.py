@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from clusterctl import privatefile
 from clusterctl.config.saved import config_dir
 from clusterctl.errors import ConfigError
 from clusterctl.secret import Secret
@@ -71,7 +70,4 @@ def read(file: Path) -> Secret:
 
 def _write_private(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent)  # 0600 from its first moment
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(text + "\n")
-    os.replace(draft, path)
+    privatefile.write(path, f"{text}\n".encode())

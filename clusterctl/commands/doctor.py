@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -172,6 +173,7 @@ def doctor(
     from clusterctl.doctor.checks import Choice
 
     plan = planned(tp, pp, deep or model is not None)
+    require_place(save, bundle)
     if list_checks or explain:
         tell(explain, as_json)
         return
@@ -217,12 +219,25 @@ def meant(
 
 
 def write(file: Path, data: bytes) -> None:
-    """For its owner alone. Raises ConfigError where it cannot be written."""
+    """For its owner alone, whole or not at all. Raises ConfigError where it cannot be written."""
+    from clusterctl import privatefile
+
     try:
-        file.touch(mode=0o600)
-        file.write_bytes(data)
+        privatefile.write(file, data)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def require_place(*files: Path | None) -> None:
+    """Before minutes go into what cannot be kept. Raises ConfigError."""
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir():
+            raise ConfigError(f"{file} is a directory", hint=f"name a file: {file / 'doctor.out'}")
+        if not os.access(file.parent, os.W_OK):
+            why = "may not be written" if file.parent.exists() else "does not exist"
+            raise ConfigError(f"{file} cannot be written: directory {file.parent} {why}")
 
 
 def planned(tp: int | None, pp: int | None, judged: bool) -> Plan | None:

@@ -107,3 +107,12 @@ def test_a_cause_is_explained_with_links() -> None:
     assert "https://docs.vllm.ai/" in text
     _, said = document("--explain", "kv-cache-max-len")
     assert set(said["causes"][0]["captures"]) == {"length", "possible"}
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--save"])
+def test_a_target_that_cannot_be_written_is_refused_at_once(tmp_path: Path, option: str) -> None:
+    for target, why in ((tmp_path, "is a directory"), (tmp_path / "a/b", "does not exist")):
+        code, said = document("--head", "host.invalid", option, str(target))
+        assert (code, said["error"]["code"]) == (2, "config")
+        assert why in said["error"]["message"]
+    assert list(tmp_path.iterdir()) == []

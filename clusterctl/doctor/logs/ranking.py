@@ -34,10 +34,10 @@ def _several(hits: Sequence[Hit]) -> bool:
 
 def _rank(hit: Hit, *, several: bool) -> tuple[float, ...]:
     """Causes before likely ones before consequences; within these the earliest, by the clock where
-    several logs speak; of one line the surest reading."""
+    several logs speak; of one line the surest reading, then the one that says most."""
     tier = 0 if hit.pattern.sure >= CAUSE else 1 if hit.pattern.sure >= LIKELY else 2
     time = hit.time if several and hit.time is not None else 0.0
-    return (tier, time, hit.order, hit.line, -hit.pattern.sure)
+    return (tier, time, hit.order, hit.line, -hit.pattern.sure, -len(hit.values))
 
 
 def _finding(hit: Hit, known: Mapping[str, Signature], *, root: bool) -> Finding:
