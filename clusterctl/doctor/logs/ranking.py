@@ -17,7 +17,9 @@ def findings(hits: Sequence[Hit], known: Mapping[str, Signature]) -> list[Findin
     """The root first, as a failure; what else was read follows as warnings."""
     earliest: dict[str, Hit] = {}
     for hit in sorted(hits, key=lambda one: _rank(one, several=_several(hits))):
-        earliest.setdefault(hit.pattern.cause, hit)
+        first = earliest.setdefault(hit.pattern.cause, hit)
+        if _same_line(first, hit) and len(hit.values) > len(first.values):
+            earliest[hit.pattern.cause] = hit  # another wording of it tells more
     explained = {
         cause
         for hit in earliest.values()
@@ -28,16 +30,20 @@ def findings(hits: Sequence[Hit], known: Mapping[str, Signature]) -> list[Findin
     return [_finding(hit, known, root=hit is ordered[0]) for hit in ordered[:SHOWN]]
 
 
+def _same_line(a: Hit, b: Hit) -> bool:
+    return (a.order, a.line, a.pattern.sure) == (b.order, b.line, b.pattern.sure)
+
+
 def _several(hits: Sequence[Hit]) -> bool:
     return len({hit.order for hit in hits}) > 1
 
 
 def _rank(hit: Hit, *, several: bool) -> tuple[float, ...]:
     """Causes before likely ones before consequences; within these the earliest, by the clock where
-    several logs speak; of one line the surest reading, then the one that says most."""
+    several logs speak; of one line the surest reading."""
     tier = 0 if hit.pattern.sure >= CAUSE else 1 if hit.pattern.sure >= LIKELY else 2
     time = hit.time if several and hit.time is not None else 0.0
-    return (tier, time, hit.order, hit.line, -hit.pattern.sure, -len(hit.values))
+    return (tier, time, hit.order, hit.line, -hit.pattern.sure)
 
 
 def _finding(hit: Hit, known: Mapping[str, Signature], *, root: bool) -> Finding:
