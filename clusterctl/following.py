@@ -146,12 +146,13 @@ class Following:
 
     def _too_slow(self, timeout: float) -> NotReady:
         name = self._name
-        return NotReady(
+        late = NotReady(
             f"deployment {name} was not ready within {timeout:.0f} s; it goes on, last seen: "
             f"{self._phase}",
             host=self._head.name,
             hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
         )
+        return autopsy.diagnosed(late, self._sources())
 
 
 def _over_tcp(node: str, line: str) -> OverTcp:
