@@ -45,7 +45,11 @@ def as_api_error(error: Exception) -> ApiError:
     """What the engine raised, as a client sees it: a bad request, or a retryable failure."""
     if isinstance(error, QueueFull):
         return ApiError(429, f"the queue is full: {error}", code="queue_full")
-    return ApiError(503 if isinstance(error, EngineDead | ShuttingDown) else 400, str(error))
+    if isinstance(error, EngineDead):
+        return ApiError(503, str(error), code="engine_dead")
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), code="shutting_down")
+    return ApiError(400, str(error))
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Preparation:
             for _ in range(sampling.n):
                 index = len(choices)
                 choices.append(TextChoice(index, self._tokenizer.token_text, echo, prompt))
-        return self._job("text", model, choices, prompts, sampling)
+        return self._job("text", model, choices, prompts, sampling, body.priority)
 
     def chat(self, body: ChatBody, model: str) -> Job:
         prompt = self._conversation(body)
@@ -69,7 +69,7 @@ class Preparation:
             ChatChoice(index, self._tokenizer.token_text, self._reader(body), parallel)
             for index in range(sampling.n)
         ]
-        return self._job("chat", model, choices, [prompt], sampling)
+        return self._job("chat", model, choices, [prompt], sampling, body.priority)
 
     def embeddings(self, body: EmbeddingBody, name: str) -> list[Sample]:
         sampling = SamplingParams(max_tokens=1, temperature=0, pooling=body.pooling or "last")
@@ -122,6 +122,7 @@ class Preparation:
         choices: Sequence[Choice],
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams,
+        priority: int | None,
     ) -> Job:
         answer = Answer(kind, model, choices)
         samples = [
@@ -129,6 +130,8 @@ class Preparation:
             for number, prompt in enumerate(prompts)
             for sample in self._samples(f"{answer.name}-{number}", prompt, sampling)
         ]
+        for sample in samples:
+            sample.request.priority = priority or 0
         return Job(answer, samples)
 
     def _samples(self, name: str, prompt: Sequence[int], sampling: SamplingParams) -> list[Sample]:

@@ -121,6 +121,7 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
     bad_words: list[str] | None = None
+    priority: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None

@@ -422,6 +422,7 @@ def test_a_dead_engine_fails_what_runs_and_what_comes(
     assert last["error"]["message"] == "rank 0: ArithmeticError: told to"
     assert later[0].status_code == 503
     assert later[0].json()["error"]["type"] == "service_unavailable"
+    assert later[0].json()["error"]["code"] == "engine_dead"
     assert httpx.get(f"{scripted.url}/health").status_code == 503
     assert scripted.post("/v1/completions", prompt="x").status_code == 503
 
@@ -459,6 +460,26 @@ def test_a_full_queue_refuses_with_the_time_to_come_again(
             assert refused.json()["error"]["type"] == "rate_limit_error"
             assert "the queue is full" in refused.json()["error"]["message"]
         served.wait(lambda: not served.core.has_work)
+
+
+def test_the_more_urgent_of_two_that_wait_is_answered_first(
+    model: Path, closed_gate: threading.Event
+) -> None:
+    ended: list[int] = []
+
+    def ask(served: Served, priority: int) -> None:
+        served.post("/v1/completions", prompt=[5], max_tokens=3, priority=priority)
+        ended.append(priority)
+
+    with serving(model, SCRIPTED, {"max_num_seqs": 1}) as served:
+        threads = [threading.Thread(target=ask, args=(served, n)) for n in (0, 5, -1)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            served.wait(lambda number=number: len(served.thread._submitted) == number + 1)
+        closed_gate.set()
+        for thread in threads:
+            thread.join()
+    assert ended == [0, -1, 5]
 
 
 @pytest.mark.parametrize("announced", [True, False])
