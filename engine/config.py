@@ -20,6 +20,7 @@ class EngineConfig:
     `data_parallel_size`: replicas of the whole, each with ranks of its own, behind one server.
     `enable_expert_parallel`: the tensor ranks hold whole experts, not a part of each.
     `distributed_executor_backend` None: "inproc" for one rank in all, "mp" otherwise.
+    `quantization` "int8": every matrix in 8 bits, a scale a row, but embedding and LM head.
     `max_queued_requests` None: any number may wait. `async_scheduling` None: on CUDA.
     `start_timeout_s` is how long the ranks may take to come up, before any weight is read;
     `step_timeout_s` how long one step may take before the slowest rank counts as hung.
@@ -45,6 +46,7 @@ class EngineConfig:
     async_scheduling: bool | None = None
     enforce_eager: bool = False
     load_format: Literal["auto", "dummy"] = "auto"
+    quantization: Literal["int8"] | None = None
     seed: int = 0
     step_timeout_s: float = 300.0
     start_timeout_s: float = 300.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from engine.attention.base import KVLayout, Span
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.grammar import Grammars
-from engine.layers.base import Build
+from engine.layers.base import Build, settle
 from engine.layers.sampler import Sampler
 from engine.layers.special import SpecialRequests
 from engine.memory import cpu_kv_bytes, cuda_kv_bytes
@@ -25,6 +26,8 @@ from engine.weights import fill_at_random, load_weights
 
 if TYPE_CHECKING:
     from engine.cudasteps import CudaSteps
+
+logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -67,6 +70,8 @@ class Runner:
             fill_at_random(self.model, self.config.seed)
         else:
             load_weights(self.model, self.shape, checkpoint_directory(self.config.model))
+        size = settle(self.model, self.config.quantization)
+        logger.info("Model weights take %.1f MiB", size / (1 << 20))
 
     def kv_block_bytes(self) -> int:
         """Bytes that one KV block takes on this rank, all its layers together."""

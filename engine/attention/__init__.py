@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def make_backend(cache: tuple[torch.Tensor, ...]) -> AttentionBackend:
-    """The backend for the device that `cache` (KVLayout.allocate's) lies on."""
+    """The fastest that can serve `cache` (KVLayout.allocate's) where it lies."""
+    from engine.attention.compiled import CompiledBackend
     from engine.attention.sdpa import SdpaBackend
+    from engine.kernels import cpu
 
-    return SdpaBackend(cache)
+    return CompiledBackend(cache) if cpu.serves(cache[0]) else SdpaBackend(cache)

@@ -23,10 +23,16 @@ class SdpaBackend:
         self.device = cache[0].device
 
     def plan(self, spans: Sequence[Span]) -> Attend:
-        slots = [slot for span in spans for slot in self._slots(span)]
-        groups: list[_Group] = [*self._prefills(spans), *self._decodes(spans)]
-        positions = [place for span in spans for place in range(span.start, span.stop)]
-        return _Plan(self.cache, self._ids(slots), self._ids(positions), groups)
+        longer = [(row, span) for row, span in self._after(spans, 0) if span.length > 1]
+        prefills = [self._prefill(row, span) for row, span in longer]
+        groups: list[Group] = [*prefills, *self._decodes(spans)]
+        return _Plan(self.cache, self._all_slots(spans), self._all_positions(spans), groups)
+
+    def _all_slots(self, spans: Sequence[Span]) -> torch.Tensor:
+        return self._ids([slot for span in spans for slot in self._slots(span)])
+
+    def _all_positions(self, spans: Sequence[Span]) -> torch.Tensor:
+        return self._ids([place for span in spans for place in range(span.start, span.stop)])
 
     def _ids(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
@@ -39,18 +45,15 @@ class SdpaBackend:
                 + position % self.block_size
             )
 
-    def _prefills(self, spans: Sequence[Span]) -> Iterator[_Prefill]:
-        for row, span in _with_rows(spans):
-            if span.length > 1:
-                rows = slice(row, row + span.length)
-                blocks = span.blocks[: self._num_blocks(span)]
-                yield _Prefill(rows, span, torch.tensor(blocks, device=self.device))
+    def _prefill(self, row: int, span: Span) -> _Prefill:
+        blocks = self._ids(list(span.blocks[: self._num_blocks(span)]))
+        return _Prefill(slice(row, row + span.length), span, blocks)
 
     def _decodes(self, spans: Sequence[Span]) -> Iterator[_Decodes]:
         """Single tokens, batched by length: padded to the next power of two blocks, so that less
         than half of what is gathered is padding."""
         buckets: dict[int, list[tuple[int, Span]]] = defaultdict(list)
-        for row, span in _with_rows(spans):
+        for row, span in self._after(spans, 0):
             if span.length == 1:
                 buckets[1 << (self._num_blocks(span) - 1).bit_length()].append((row, span))
         for width, members in buckets.items():
@@ -70,8 +73,17 @@ class SdpaBackend:
     def _num_blocks(self, span: Span) -> int:
         return -(-span.stop // self.block_size)
 
+    @staticmethod
+    def _after(spans: Sequence[Span], skipped: int) -> Iterator[tuple[int, Span]]:
+        """Each span but the first `skipped`, with the row of its first token."""
+        row = 0
+        for number, span in enumerate(spans):
+            if number >= skipped:
+                yield row, span
+            row += span.length
 
-class _Group(Protocol):
+
+class Group(Protocol):
     """Some rows of a step that one attention call computes."""
 
     @property
@@ -85,7 +97,7 @@ class _Plan:
     cache: tuple[torch.Tensor, ...]
     slots: torch.Tensor
     positions: torch.Tensor
-    groups: Sequence[_Group]
+    groups: Sequence[Group]
 
     def __call__(
         self, layer: int, heads: torch.Tensor, turn: Turn | None, view: View = WHOLE
@@ -175,14 +187,6 @@ def _gathered(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     [..., blocks]. Plain indexing would do, at a third of the speed on a CPU."""
     blocks = cache.index_select(1, tables.flatten())
     return torch.unflatten(blocks, 1, tables.shape).flatten(tables.ndim, tables.ndim + 1)
-
-
-def _with_rows(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
-    """Each span with the row of its first token."""
-    row = 0
-    for span in spans:
-        yield row, span
-        row += span.length
 
 
 def _padded(blocks: tuple[int, ...], width: int) -> tuple[int, ...]:

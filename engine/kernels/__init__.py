@@ -1,4 +1,4 @@
-"""Triton kernels, for CUDA. Imported only where there is a device (or Triton's interpreter)."""
+"""Kernels of our own: Triton's, for devices alone, and C++ for the CPU."""
 
 FEW_TOKENS = 1
 """Up to here reading the weights is all that counts (kernels.thin); with more cuBLAS is faster."""

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from engine.kernels import cpu
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _tanh_gelu = partial(functional.gelu, approximate="tanh")
@@ -27,5 +29,7 @@ def gate(activation: Activation, gate_and_up: torch.Tensor) -> torch.Tensor:
         from engine.kernels.fused import silu_gate
 
         return silu_gate(gate_and_up)
+    if activation is functional.silu and cpu.serves(gate_and_up):
+        return cpu.silu_gate(gate_and_up)
     first, up = gate_and_up.chunk(2, dim=-1)
     return activation(first) * up

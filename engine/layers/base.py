@@ -58,6 +58,17 @@ class ShardedLayer(nn.Module):
     def shards(self, name: str) -> Iterator[Shard]:
         raise NotImplementedError
 
+    def settle(self, quantization: str | None) -> int:
+        """Called once when the weights are there, to bring them into the form that they are
+        computed with. Returns the bytes that this layer's weights now take."""
+        return sum(parameter.nbytes for parameter in self.parameters(recurse=False))
+
+
+def settle(model: nn.Module, quantization: str | None) -> int:
+    """All of a model's layers; the bytes of its weights."""
+    layers = [layer for layer in model.modules() if isinstance(layer, ShardedLayer)]
+    return sum(layer.settle(quantization) for layer in layers)
+
 
 def model_shards(model: nn.Module) -> Iterator[Shard]:
     """Everything a model wants from the checkpoint."""

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from engine.layers.base import Build, Shard, ShardedLayer
+from engine.layers.product import Plain, Product, fastest
 
 
 class VocabTable(ShardedLayer):
@@ -48,10 +49,18 @@ class VocabParallelEmbedding(VocabTable):
 
 
 class ParallelLMHead(VocabTable):
+    product: Product | None = None
+
+    def settle(self, quantization: str | None) -> int:
+        """Never in 8 bits: it chooses the token, and the embedding may share it."""
+        self.product = fastest(self.weight)
+        return self.product.nbytes
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] -> logits [rows, vocab], whole on every rank, padding cut off. In fp32,
         but on CUDA: there the sampler converts what it reads."""
-        logits = functional.linear(hidden, self.weight)
+        product = self.product or Plain(self.weight)  # a tied weight is set after construction
+        logits = product(hidden)
         logits = self.tp.all_gather(logits, dim=-1)[:, : self.vocab]
         return logits if logits.is_cuda else logits.float()
 

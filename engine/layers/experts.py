@@ -79,6 +79,12 @@ class ExpertMLP(ShardedLayer):
         product(inner, self.down, tiles, 1, first, outputs)
         return torch.bmm(weights.unsqueeze(1), outputs.view(tokens, each, -1)).squeeze(1)
 
+    def settle(self, quantization: str | None) -> int:
+        """Raises ValueError: an expert's matrices have no form in 8 bits here."""
+        if quantization is not None:
+            raise ValueError(f"quantization {quantization!r} does not cover mixtures of experts")
+        return super().settle(None)
+
     def _route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and numbers of each token's experts, both [tokens, per_token]."""
         scores = functional.linear(hidden, self.router).float().softmax(dim=-1)

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
+from torch import nn
 
 from engine.layers.base import Build, Shard, ShardedLayer
 from engine.layers.norm import RMSNorm
+from engine.layers.product import Plain, Product, fastest, quantised
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,28 @@ class Part:
         return int(self.held.stop - self.held.start)
 
 
-class ColumnParallelLinear(ShardedLayer):
+class Linear(ShardedLayer):
+    """One matrix [out, in], this rank's part of it."""
+
+    weight: nn.Parameter
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.product: Product = Plain(weight)
+
+    def settle(self, quantization: str | None) -> int:
+        """Raises ValueError: 8 bits are computed on the CPU alone."""
+        if quantization is not None and self.weight.is_cuda:
+            raise ValueError(f"quantization {quantization!r} is for --device cpu")
+        self.product = fastest(self.weight) if quantization is None else quantised(self.weight)
+        if not isinstance(self.product, Plain):
+            del self.weight  # the product holds its own form of it
+        rest = super().settle(quantization)
+        return rest if isinstance(self.product, Plain) else rest + self.product.nbytes
+
+
+class ColumnParallelLinear(Linear):
     """Several matrices of one input, stacked: each rank computes its part of each, in order.
 
     The parts carry their own names in the checkpoint, beside this layer's:
@@ -47,15 +69,15 @@ class ColumnParallelLinear(ShardedLayer):
         bias: bool,
         transposed: bool = False,
     ) -> None:
-        super().__init__()
+        sizes = [part.size for part in parts]
+        super().__init__(build.parameter(sum(sizes), in_features))
         self.transposed = transposed
         self.parts = tuple(parts)
-        self.sizes = [part.size for part in parts]
-        self.weight = build.parameter(sum(self.sizes), in_features)
+        self.sizes = sizes
         self.bias = build.parameter(sum(self.sizes)) if bias else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return functional.linear(inputs, self.weight, self.bias)
+        return self.product(inputs, self.bias)
 
     def after(self, norm: RMSNorm, hidden: torch.Tensor, gated: bool = False) -> torch.Tensor:
         """Of few tokens (kernels.thin), what `norm` makes of them; `gated`: silu of the first half
@@ -126,7 +148,7 @@ def qkv_parts(build: Build, heads: int, kv_heads: int, head_dim: int) -> list[Pa
     ]
 
 
-class RowParallelLinear(ShardedLayer):
+class RowParallelLinear(Linear):
     """Takes each rank's part of the input, gives the whole output to all. `source`: its name in
     the checkpoint, beside this layer's; `transposed`: stored as [in, out]."""
 
@@ -140,17 +162,16 @@ class RowParallelLinear(ShardedLayer):
         source: str | None = None,
         transposed: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(build.parameter(out_features, build.share(in_features)))
         self.tp = build.tp
         self.source = source
         self.transposed = transposed
         self.in_features = in_features
         self.held = build.span(in_features)
-        self.weight = build.parameter(out_features, build.share(in_features))
         self.bias = build.parameter(out_features) if bias else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        output = self.tp.all_reduce(functional.linear(inputs, self.weight))
+        output = self.tp.all_reduce(self.product(inputs))
         return output if self.bias is None else output + self.bias  # once, not once a rank
 
     def onto(self, residual: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

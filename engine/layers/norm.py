@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional
 
+from engine.kernels import cpu
 from engine.layers.base import Build, Shard, ShardedLayer
 
 
@@ -33,6 +34,8 @@ class RMSNorm(ShardedLayer):
             from engine.kernels.fused import add_rms_norm
 
             return add_rms_norm(hidden, delta, self.weight, self.eps, self.unit)
+        if not self.unit and cpu.serves(hidden):
+            return cpu.add_rms_norm(hidden, delta, self.weight, self.eps)
         total = hidden if delta is None else hidden + delta
         return self.normalise(total), total
 

@@ -1,16 +1,17 @@
-"""The paged backend against attention written out densely, over random histories."""
+"""The paged backends of the CPU against attention written out densely, over random histories."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from engine.attention import make_backend
 from engine.attention.base import WHOLE, AttentionBackend, KVLayout, Span, View
+from engine.attention.compiled import CompiledBackend
+from engine.attention.sdpa import SdpaBackend
 
 HEAD_DIM = 8
 CPU = torch.device("cpu")
@@ -44,12 +45,19 @@ class History:
     spans: list[Span] = field(default_factory=list)
 
 
+@pytest.fixture(params=[SdpaBackend, CompiledBackend], autouse=True)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "kind", request.param, raising=False)
+
+
 class World:
+    kind: Callable[[tuple[torch.Tensor, ...]], AttentionBackend]
+
     def __init__(self, *, heads: int, kv_heads: int, block_size: int, num_blocks: int) -> None:
         self.heads, self.kv_heads, self.block_size = heads, kv_heads, block_size
         layout = KVLayout(2, block_size, kv_heads, HEAD_DIM, torch.float32)
         self.cache = layout.allocate(num_blocks, CPU)
-        self.backend: AttentionBackend = make_backend(self.cache)
+        self.backend = type(self).kind(self.cache)
         self.noise = torch.Generator().manual_seed(7)
 
     def sequence(self, blocks: Sequence[int]) -> History:

@@ -1,0 +1,168 @@
+"""cpu.cpp, compiled on the machine that runs it: what CUDA has in Triton, for a CPU.
+
+Without a C++ compiler the layers and the attention do the same in plain torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math"),  # else no loop with a floor or root is vectorised
+)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Sizes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("queries", "kv", "dim", "block_size")]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, kept from run to run; None, and it is logged why, where they cannot
+    be made."""
+    compiler = next(filter(None, map(shutil.which, _compilers())), None)
+    if compiler is None:
+        logger.warning("No C++ compiler (g++ or $CXX): the engine runs uncompiled, and slower")
+        return None
+    built = _cache() / f"cpu-{_fingerprint(compiler)}.so"
+    try:
+        if not built.exists():
+            _compile(compiler, built)
+        return ctypes.CDLL(str(built))
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or [str(error)]
+        logger.warning("%s failed: the engine runs uncompiled, and slower: %s", compiler, said[0])
+    except OSError as error:
+        logger.warning("The engine runs uncompiled, and slower: %s", error)
+    return None
+
+
+def serves(tensor: torch.Tensor) -> bool:
+    """Whether the functions below take it."""
+    return not tensor.is_cuda and tensor.dtype in DTYPES and library() is not None
+
+
+def add_rms_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """rms_norm(x + delta) and x + delta, both [tokens, size]; neither argument is changed."""
+    x = x.contiguous()
+    delta = None if delta is None else delta.contiguous()
+    normed = torch.empty_like(x)
+    total = x if delta is None else torch.empty_like(x)
+    _call("add_rms_norm", x, delta, weight, normed, total, *x.shape, eps)
+    return normed, total
+
+
+def silu_gate(gate_and_up: torch.Tensor) -> torch.Tensor:
+    """[tokens, 2n], gate first -> [tokens, n]."""
+    rows, size = gate_and_up.shape[0], gate_and_up.shape[1] // 2
+    out = gate_and_up.new_empty(rows, size)
+    _call("silu_gate", gate_and_up.contiguous(), out, rows, size)
+    return out
+
+
+def turn_and_store(
+    heads: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    cache: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+) -> None:
+    """Norm and rotation of queries and keys, in place in `heads` [tokens, queries + 2 kv, dim];
+    keys and values into the token `slots` of `cache` (KVLayout's). `positions` and `slots` are
+    int64, `angles` fp32 cos and sin."""
+    cos, sin = angles or (None, None)
+    query_norm, key_norm = (norm.float() for norm in norms) if norms else (None, None)
+    half = 0 if cos is None else cos.shape[1]
+    num_slots = cache.shape[1] * cache.shape[2]
+    tensors = (heads, positions, slots, cache, num_slots, cos, sin, half, query_norm, key_norm)
+    _call("turn_and_store", *tensors, eps, heads.shape[0], _sizes(heads, cache))
+
+
+def decode(
+    heads: torch.Tensor,
+    positions: torch.Tensor,
+    tables: torch.Tensor,
+    cache: torch.Tensor,
+    out: torch.Tensor,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> None:
+    """The first len(tables) tokens' queries against their requests' past, which `tables` (int32
+    block numbers) names, into the same rows of `out` [tokens, queries, dim]."""
+    rows, width = tables.shape
+    num_slots = cache.shape[1] * cache.shape[2]
+    tensors = (heads, positions, tables, width, cache, num_slots, out, rows, _sizes(heads, cache))
+    _call("decode", *tensors, window or 0, softcap or 0.0, scale)
+
+
+def _sizes(heads: torch.Tensor, cache: torch.Tensor) -> Sizes:
+    block_size, kv, dim = cache.shape[2:]
+    return Sizes(heads.shape[1] - 2 * kv, kv, dim, block_size)
+
+
+def _call(name: str, first: torch.Tensor, *arguments: object) -> None:
+    """Each argument as C++ has it, after whether it is bf16 and before the number of threads."""
+    kernels = library()
+    assert kernels is not None
+    bf16 = ctypes.c_int(first.dtype == torch.bfloat16)
+    given = [bf16, *map(_as_c, (first, *arguments)), ctypes.c_int(torch.get_num_threads())]
+    getattr(kernels, f"engine_{name}")(*given)
+
+
+def _as_c(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+def _compilers() -> Sequence[str]:
+    return [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
+
+
+def _cache() -> Path:
+    beside = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # where deployments keep what is compiled
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "infercluster"
+    return (Path(beside) if beside else home) / "engine"
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of all that decides what is built: a cache may be shared by machines that differ."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    parts = (SOURCE.read_text(), *FLAGS, compiler, torch.__version__, features)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, built: Path) -> None:
+    """It appears whole, by a rename: several ranks may do this at once."""
+    built.parent.mkdir(parents=True, exist_ok=True)
+    scratch = built.with_suffix(f".{os.getpid()}")
+    # torch's own OpenMP, where it brings one: two of them would fight over the cores.
+    openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))[:1]
+    command = [compiler, *FLAGS, str(SOURCE), *map(str, openmp), "-o", str(scratch)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    scratch.rename(built)
