@@ -39,19 +39,19 @@ def collect(
     nodes = _running(session, facts)
     if not nodes:
         return Collectives()
-    served = _served(nodes)
+    try:
+        served = _served(nodes)
+        busy = ", ".join(one.name for one in served) or None
+        whole, pairs = _measure(session, nodes, busy, report)
+    except ClusterctlError as error:
+        refused = (error.message, error.host, error.hint)
+        return Collectives(reason="it could not be started", refused=refused)
     plans = [plan] if plan else [Plan(one.tp, one.pp, f"served as {one.name}") for one in served]
     links = {
         node.name: links_of(facts[node.name], chosen[node.name].interface)
         for node in nodes
         if node.name in chosen
     }
-    busy = ", ".join(one.name for one in served) or None
-    try:
-        whole, pairs = _measure(session, nodes, busy, report)
-    except ClusterctlError as error:
-        refused = (error.message, error.host, error.hint)
-        return Collectives(reason="it could not be started", plans=plans, refused=refused)
     return Collectives(whole, "", pairs, links, plans, busy)
 
 

@@ -33,7 +33,8 @@ CATALOGUE: tuple[Failure, ...] = (
     ),
     Failure(
         "A running container loses its GPUs after systemd reloads",
-        otherwise="shows only in a container that runs: `status` and the deployment's log",
+        ("collective.whole",),
+        "in a container that runs, by `--deep`",
     ),
     Failure("CUDA does not start: the Fabric Manager is not ready (error 802)", ("gpu.fabric",)),
     Failure("Docker's disk is full in the middle of a pull", ("docker.disk",)),
@@ -59,7 +60,7 @@ CATALOGUE: tuple[Failure, ...] = (
     ),
     Failure(
         "On unified memory the page cache takes what the engine needs",
-        otherwise="such a GPU reports no memory of its own; the log of the start names it",
+        ("gpu.unified-memory",),
     ),
     Failure("Ray is not in the image", ("image.contents",)),
     Failure(

@@ -10,6 +10,7 @@ from clusterctl.doctor.check import Answer, Check, Evidence, Said, check, fail, 
 from clusterctl.doctor.isolate import Way, isolate
 from clusterctl.doctor.subject import Plan
 from clusterctl.sanityreport import SanityReport, failure
+from clusterctl.serving.transports import TCP
 
 # What goes wrong in a step is told by it: what came before has worked.
 _CAUSES = {
@@ -250,7 +251,7 @@ def _ways(report: SanityReport) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_rdma(transport: str) -> bool:
-    return transport.startswith("NET/") and transport != "NET/Socket"
+    return transport.startswith("NET/") and transport not in TCP
 
 
 def _class(transport: str) -> str:
@@ -329,7 +330,7 @@ def _across(seen: Collectives, found: SanityReport, plan: Plan) -> Iterator[Answ
     per_host = min(found.hosts.count(host) for host in found.hosts)
     stages = max(1, plan.tp * plan.pp // per_host)
     values = {"transport": via, "tp": str(plan.tp)}
-    if via == "NET/Socket":
+    if via in TCP:
         yield fail(
             f"tp={plan.tp} ({plan.whence}) spans hosts, and NCCL goes over TCP between them "
             f"({via}): every layer waits for the network twice",
@@ -349,7 +350,7 @@ def _across(seen: Collectives, found: SanityReport, plan: Plan) -> Iterator[Answ
 
 def _fell_back(seen: Collectives, via: str) -> Iterator[Answer]:
     """TCP between hosts that have RDMA."""
-    if via == "NET/Socket" and any(one.rdma for one in seen.links.values()):
+    if via in TCP and any(one.rdma for one in seen.links.values()):
         yield warn(
             f"NCCL goes over TCP between hosts ({via}), though they have RDMA ports that are up",
             _RDMA_HINT,

@@ -9,10 +9,14 @@ from clusterctl.doctor.check import (
     fail,
     ok,
     skip,
+    unknown,
     warn,
 )
 from clusterctl.doctor.subject import Cluster, Host
 from clusterctl.launch import devices_of
+from clusterctl.planner.gpus import known
+
+CACHED_SHARE = 0.1  # of all memory: vLLM asks for nine tenths
 
 
 @check("gpu.driver", "The driver answers for every GPU", tags=["nvidia"])
@@ -75,6 +79,32 @@ def count(one: Host) -> Said:
 
 
 @check(
+    "gpu.unified-memory",
+    "Memory that GPU and host share is free",
+    cause="gpu-mem-util-too-high",
+    tags=["nvidia"],
+    needs=["host.memory_free_bytes"],
+)
+def unified_memory(one: Host) -> Said:
+    """Where GPU and host share one memory, CUDA calls free what the kernel does: files that it
+    keeps cached, a model just copied there say, are missing when the engine asks."""
+    if not any((gpu := known(seen.name)) and gpu.unified for seen in one.facts.gpu.gpus):
+        return skip("no GPU shares the host's memory")
+    host = one.facts.host
+    if host.memory_free_bytes is None:
+        return unknown("/proc/meminfo does not say what is free")
+    cached = (host.memory_available_bytes - host.memory_free_bytes) / 2**30
+    total = host.memory_bytes / 2**30
+    if cached < CACHED_SHARE * total:
+        return ok(f"{host.memory_free_bytes / 2**30:.0f} of {total:.0f} GiB are free")
+    return warn(
+        f"cached files hold {cached:.0f} of the {total:.0f} GiB that GPU and host share",
+        "sync && echo 3 | sudo tee /proc/sys/vm/drop_caches, right before `serve`",
+        values={"cached_gib": f"{cached:.0f}", "total_gib": f"{total:.0f}"},
+    )
+
+
+@check(
     "gpu.alike",
     "All hosts have the same GPUs",
     cause="gpu-count-differs",
@@ -116,5 +146,5 @@ def driver_equal(whole: Cluster) -> Said:
     return warn(f"the drivers differ: {said}", "install one driver on all hosts", confidence=0.4)
 
 
-CHECKS: tuple[Check[Host], ...] = (driver, driver_on_disk, count)
+CHECKS: tuple[Check[Host], ...] = (driver, driver_on_disk, count, unified_memory)
 CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (alike, driver_equal)

@@ -19,7 +19,7 @@ PROBES: Mapping[str, str] = {
     "sudo": "sudo -n true",
     "cpus": "getconf _NPROCESSORS_ONLN || grep -c ^processor /proc/cpuinfo",
     "cpu_model": "grep -m1 '^model name' /proc/cpuinfo || lscpu | grep -m1 '^Model name'",
-    "memory": "grep -E '^Mem(Total|Available):' /proc/meminfo",
+    "memory": "grep -E '^Mem(Total|Available|Free):' /proc/meminfo",
     "disks": """
 for path in /dev/shm / /tmp; do
   printf '%s\\t%s\\t%s\\n' "$path" "$(df -Pk "$path" | tail -n 1)" "$(df -Pi "$path" | tail -n 1)"
@@ -61,7 +61,7 @@ def parse_host(
             host=name,
             hint="nodes must run Linux; leave this host out of hosts:",
         )
-    total, available = parse_memory(sections["memory"].stdout)
+    total, available, free = parse_memory(sections["memory"].stdout)
     numa_nodes, numa_balancing = parse_numa(sections["numa"])
     iommu_groups, kernel_options = parse_iommu(sections["iommu"])
     hf_home, hf_token, _ = parse_hf_home(sections["hf_home"])
@@ -78,6 +78,7 @@ def parse_host(
         cpu_model=parse_cpu_model(sections["cpu_model"]),
         memory_bytes=total,
         memory_available_bytes=available,
+        memory_free_bytes=free,
         clock_offset_s=clock_offset_s,
         hostname_resolves_to=parse_resolved(sections["resolve"]),
         ulimits=parse_limits(sections["limits"].stdout),
@@ -105,10 +106,11 @@ def parse_cpu_model(section: Section) -> str | None:
     return section.stdout.partition(":")[2].strip() or None
 
 
-def parse_memory(text: str) -> tuple[int, int]:
-    """Total and available bytes of /proc/meminfo."""
-    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
-    return int(kib["MemTotal"]) * 1024, int(kib["MemAvailable"]) * 1024
+def parse_memory(text: str) -> tuple[int, int, int | None]:
+    """Total, available and free bytes of /proc/meminfo."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
+    size = {name: int(kib) * 1024 for name, kib in found}
+    return size["MemTotal"], size["MemAvailable"], size.get("MemFree")
 
 
 def parse_limits(text: str) -> tuple[tuple[str, str], ...]:

@@ -269,6 +269,7 @@ class HostInfo:
     preloaded: str | None = None  # /etc/ld.so.preload; "" where there is none
     ephemeral_ports: tuple[int, int] | None = None
     hf_home: str | None = None
+    memory_free_bytes: int | None = None  # holding nothing, not even the page cache
     hf_token: bool | None = None  # that there is one; never the token
 
     def disk(self, path: str) -> Disk | None:

@@ -142,13 +142,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--hosts", type=int, default=200)
     options.add_argument("--parallel", type=int, default=50)
+    options.add_argument("--only", default="", metavar="WORD", help="runs with this in their name")
     options.add_argument("--asyncssh", metavar="PYTHON", help="a Python that has asyncssh")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         sshd = Sshd(Path(directory), listen="0.0.0.0").start()
         try:
             bench = Bench(sshd, loopback_hosts(chosen.hosts), chosen.parallel)
-            print_table(bench, contestants(chosen.asyncssh))
+            runs = contestants(chosen.asyncssh)
+            print_table(bench, {name: run for name, run in runs.items() if chosen.only in name})
         finally:
             sshd.stop()
 

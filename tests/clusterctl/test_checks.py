@@ -137,6 +137,14 @@ def nvidia(**changes: Any) -> Host:
     return facts(nvidia=replace(ONE.facts.nvidia, **changes))
 
 
+def unified(cached: int) -> Host:
+    """A GB10 with so many of its 120 GiB holding files."""
+    spark = GpuFacts((Gpu(0, "nvidia", "NVIDIA GB10", "GPU-0", None, None),), DRIVER, "13.0")
+    sizes = {"memory_bytes": 120 << 30, "memory_available_bytes": 110 << 30}
+    one = machine(**sizes, memory_free_bytes=(110 - cached) << 30)
+    return replace(one, facts=replace(one.facts, gpu=spark))
+
+
 def gpu(**changes: Any) -> Host:
     known = ONE.facts.nvidia.health or ()
     return nvidia(health=(replace(known[0], **changes), *known[1:]))
@@ -270,6 +278,7 @@ SAMPLES: dict[str, Host | Cluster] = {
     "model.complete": facts(model=replace(MODEL, files=(ModelFile("a.safetensors", 9, 900),))),
     "model.token": facts(model=ModelFacts("meta-llama/Llama-3.1-8B", False)),
     "model.equal": second(model=replace(MODEL, digests=(("config.json", "abd"),))),
+    "gpu.unified-memory": unified(cached=90),
     "model.split": replace(BOTH, plan=Plan(5, 1, "as asked")),
 }
 
@@ -322,6 +331,10 @@ def test_a_check_says_why_it_matters() -> None:
     for one in ALL.values():
         assert len(one.why) > 40, one.id
         assert one.explained().startswith(f"{one.id}: {one.title}\n")
+
+
+def test_few_cached_files_in_unified_memory_are_no_trouble() -> None:
+    assert [one.verdict for one in judged("gpu.unified-memory", unified(cached=5))] == ["ok"]
 
 
 def split(tp: int, pp: int, **config: Any) -> list[tuple[str | None, str]]:
