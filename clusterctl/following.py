@@ -22,6 +22,7 @@ from clusterctl.serving.phases import kv_cache_tokens, phase_of
 from clusterctl.session import Session, results
 
 KEPT_LINES = 20_000
+START, FIRST_TOKEN = "start", "first token"
 
 # torch's TCPStore, where somebody took the group's port before it could bind it: "... port: 29501,
 # useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
@@ -60,16 +61,19 @@ class Following:
             member.name: deque(maxlen=KEPT_LINES) for member in nodes
         }
         self._phase = "starting"
+        self._step = START
         self._serving = False
         self._refuse_tcp = refuse_tcp
 
     def until_ready(self, deadline: float, timeout: float) -> None:
         """`deadline` by time.monotonic(); `timeout` is what the user gave, for the message."""
+        self._report(Event("begin", self._step))
         while not self._ready():
             if time.monotonic() > deadline:
                 raise self._too_slow(timeout)
             time.sleep(POLL_S)
-        self._report(Event("done", "serve", "a completion came back"))
+        self._report(Event("done", self._step, "a completion came back"))
+        self._report(Event("done", "serve", "ready"))
 
     @property
     def lines(self) -> list[str]:
@@ -107,6 +111,12 @@ class Following:
             self._take(node, one["text"].splitlines())
         return {node: one["state"] for node, one in said.items()}
 
+    def _enter(self, step: str) -> None:
+        """A phase lasts until the next one is heard of."""
+        if step != self._step:
+            self._report(Event("done", self._step))
+            self._step = step
+
     def _take(self, node: str, lines: Sequence[str]) -> None:
         self._logs[node].extend(lines)
         for line in lines:
@@ -115,8 +125,9 @@ class Following:
             if phase := phase_of(line):
                 self._phase = phase.detail
                 self._serving = self._serving or phase.name == "serving"
+                self._enter(FIRST_TOKEN if phase.name == "serving" else phase.name)
                 done, total = phase.done, phase.total
-                self._report(Event("progress", "serve", phase.detail, done=done, total=total))
+                self._report(Event("progress", self._step, phase.detail, done=done, total=total))
 
     def _failure(self, node: str, state: Mapping[str, Any]) -> ClusterctlError:
         if state["state"] == "stopped" and self._was_asked_to_stop(node):

@@ -116,6 +116,8 @@ def test_it_is_ready_when_a_token_came_back(
         "difference": round(PREDICTED / 93184 - 1, 4),
     }
     assert served.deployment.kv_cache_tokens == 93184
+    ended = [event.step for event in events if event.kind == "done"]
+    assert ended[-5:] == ["start", "loading", "kv cache", "first token", "serve"]
     assert [(e.message, e.done, e.total) for e in events if e.kind == "progress"] == [
         ("loading weights 1/2", 1, 2),
         ("loading weights 2/2", 2, 2),
