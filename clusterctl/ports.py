@@ -63,6 +63,7 @@ def ports(spec: ClusterSpec, api: Sequence[int], *, rdma: bool = False) -> tuple
             for port in _ssh(spec)
         ),
         _one(ray.port, "every node", "head", "Ray, GCS"),
+        _one(ray.supervisor_port, "every node", "head", "deployments over several nodes"),
         *(_one(port, "every node", "every node", purpose) for port, purpose in between),
         _nodes(ray.min_worker_port, ray.max_worker_port, "Ray, workers"),
         _nodes(VLLM_RENDEZVOUS, VLLM_RENDEZVOUS, "vLLM without Ray, rendezvous"),

@@ -35,6 +35,7 @@ def test_every_port_of_a_cluster() -> None:
         ("22", "operator", "every node"),
         ("2222", "operator", "every node"),
         ("6379", "every node", "head"),
+        ("6385", "every node", "head"),
         ("6380", "every node", "every node"),
         ("6381", "every node", "every node"),
         ("6382", "every node", "every node"),

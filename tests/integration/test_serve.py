@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -239,6 +240,58 @@ def test_the_key_is_in_no_environment_and_no_command_line(bed: Bed, served: str)
     inspected = bed.testbed.ssh(bed.head, f"docker inspect clusterctl-servetest-{bed.head}")
     assert bed.in_container(bed.head, processes) == ""
     assert KEY not in inspected
+
+
+@pytest.mark.parametrize("kind", ["API key", "Ray token"])
+def test_a_secret_is_in_nothing_that_others_can_read(bed: Bed, served: str, kind: str) -> None:
+    """Not in a command line, an environment, `docker inspect`, a log, a plan, the audit log, a
+    bundle or what commands print. Of the files on the hosts only 0600 ones hold it."""
+    bundle = bed.directory / "bundle.tar.gz"
+    bed.run("doctor", "--bundle", str(bundle))
+    state = "/var/lib/clusterctl/servetest"
+    secret = KEY if kind == "API key" else bed.testbed.ssh(bed.head, f"cat {state}/ray_token")
+    secret = secret.strip()
+    said = [gzip.decompress(bundle.read_bytes()).decode(errors="replace")]
+    for host in (bed.head, bed.worker):
+        name = f"clusterctl-servetest-{host}"
+        for command in (
+            f"docker inspect {name}",
+            f"docker logs {name} 2>&1",
+            "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'",
+            f"cat {state}/audit.log",
+        ):
+            said.append(bed.testbed.ssh(host, command))
+        holders = bed.testbed.ssh(host, f"grep -rl -e '[{secret[0]}]{secret[1:]}' {state} || true")
+        modes = [bed.testbed.ssh(host, f"stat -c %a {path}").strip() for path in holders.split()]
+        assert set(modes) <= {"600"}
+    for args in (
+        ["up", "--dry-run"],
+        ["status", "--json"],
+        ["audit", "--json"],
+        ["config", "show"],
+        ["serve", f"/models/{MODEL}", "--name", "other", "--port", "8001", "--dry-run"],
+        ["logs"],
+    ):
+        done = bed.run(*args)
+        said.append(done.stdout + done.stderr)
+    assert len(secret) > 8
+    assert [text[:200] for text in said if secret in text] == []
+
+
+def test_a_hostile_word_stays_a_word(bed: Bed) -> None:
+    """Names are words for the shells on the way, never commands."""
+    mark = "/tmp/owned"
+    word = f"$(touch {mark})`touch {mark}`;touch {mark};'\"\n"
+    code, error = bed.refused("serve", f"/models/{word}", "--name", "hostile")
+    assert (code, error["code"]) == (4, "preflight")
+    assert bed.run("exec", bed.worker, "--", "test", "-e", word).returncode == 1
+    assert bed.run("logs", "--hosts", word).returncode == 2
+    assert bed.run("chat", word, "-m", word).returncode == 1
+    assert bed.run("model", "rm", f"/models/{word}", "--yes").returncode == 1
+    for host in (bed.head, bed.worker):
+        found = [bed.testbed.ssh(host, f"ls {mark} 2>&1 || true")]
+        found.append(bed.in_container(host, f"ls {mark} 2>&1 || true"))
+        assert all("No such file" in said for said in found)
 
 
 def test_a_rank_that_stands_still_makes_it_degraded_not_ready(bed: Bed, served: str) -> None:
