@@ -81,9 +81,9 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "kv_cache.py",
-        "return -(-num_tokens // self.block_size)",
-        "return num_tokens // self.block_size + 1",
+        "scheduler.py",
+        "self.kv_cache.grow(request.request_id, request.num_scheduled + 1)",
+        "self.kv_cache.grow(request.request_id, request.num_scheduled)",
         SCHEDULER + "test_bug_off_by_one_at_the_edge_of_a_block",
     ),
     Mutation(

@@ -71,14 +71,15 @@ def resident_kib(pid: int) -> int:
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("replicas", ["1", "2"])
 def test_five_hundred_streams_lose_no_page_no_answer_and_no_memory(
-    checkpoint: MakeCheckpoint,
+    checkpoint: MakeCheckpoint, replicas: str
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     model = checkpoint()
     expected = offline(model)
-    with running(model, *OPTIONS) as (process, url):
+    with running(model, *OPTIONS, "--data-parallel-size", replicas) as (process, url):
         assert process.stderr is not None  # its log would fill the pipe
         threading.Thread(target=process.stderr.read, daemon=True).start()
         blocks = gauge(url, "engine:kv_blocks")

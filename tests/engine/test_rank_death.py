@@ -1,5 +1,5 @@
 """A rank killed or stopped under load, on every executor: what clients see, what is left behind,
-whether it serves again. The whole run writes docs/rank-death.md."""
+whether it serves again. Each run writes its rows into docs/rank-death.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -68,12 +67,15 @@ CASES = [
 ]
 
 
+Rows = dict[str, str]  # by the name of the case
+
+
 @pytest.fixture(scope="module")
-def rows() -> Iterator[dict[Case | str, str]]:
-    found: dict[Case | str, str] = {}
+def rows() -> Iterator[Rows]:
+    found: Rows = {}
     yield found
-    if len(found) > len(CASES):
-        PAGE.write_text(page(found))
+    if found:
+        PAGE.write_text(page({**written(), **found}))
 
 
 def serve(case: Case, model: Path, request: pytest.FixtureRequest, owner: str) -> Running:
@@ -144,7 +146,7 @@ def test_every_client_is_told_nothing_is_left_and_it_serves_again(
     case: Case,
     checkpoint: MakeCheckpoint,
     request: pytest.FixtureRequest,
-    rows: dict[Case | str, str],
+    rows: Rows,
 ) -> None:
     model, owner = checkpoint(), f"test/{case}"
     with serve(case, model, request, owner) as (process, url):
@@ -175,8 +177,7 @@ def test_every_client_is_told_nothing_is_left_and_it_serves_again(
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items()))
-    cells = (case.executor, case.tp, case.pp, case.replicas, case.signal.name, told, reason)
-    rows[case] = row(*cells, f"{seconds:.1f}", "none", "yes")
+    rows[str(case)] = row(case, told, reason, f"{seconds:.1f}", "none", "yes", here())
 
 
 def the_others_go_on(url: str) -> str:
@@ -190,9 +191,7 @@ def the_others_go_on(url: str) -> str:
 
 
 @pytest.mark.full
-def test_in_process_the_server_itself_is_the_rank(
-    checkpoint: MakeCheckpoint, rows: dict[Case | str, str]
-) -> None:
+def test_in_process_the_server_itself_is_the_rank(checkpoint: MakeCheckpoint, rows: Rows) -> None:
     """Killed, its connections break at once; stopped, nobody is there who could answer."""
     with running(checkpoint()) as (process, url):
         body = {"prompt": "x", "max_tokens": 480, "ignore_eos": True, "stream": True}
@@ -206,28 +205,42 @@ def test_in_process_the_server_itself_is_the_rank(
     with running(checkpoint()) as (process, url):
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=120)
         assert answer.status_code == 200
-    told = ("inproc", 1, 1, 1, "SIGKILL", "connections broken", "no process is left to say it")
-    rows["inproc"] = row(*told, "0", "none", "yes")
+    told = ("1 connection broken", "no process is left to say it")
+    rows[INPROC] = row(INPROC, *told, "0", "none", "yes", here())
 
 
+INPROC = "inproc-tp1-pp1-dp1-rank0-SIGKILL"
 HEADINGS = (
-    *("executor", "tp", "pp", "replicas", "signal", "8 clients saw", "reason told at /ready"),
-    *("seconds", "processes left", "serves again"),
+    *("executor, cut, rank, signal", "clients saw", "reason told at /ready", "seconds"),
+    *("processes left", "serves again", "run on"),
 )
+
+
+def here() -> str:
+    git = ["git", "-C", str(PAGE.parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.check_output(git, text=True).strip()
+    return f"{commit}, {datetime.date.today()}"
+
+
+def written() -> Rows:
+    """The rows of the page as it stands."""
+    lines = PAGE.read_text().splitlines() if PAGE.exists() else []
+    return {line.split(" ")[1]: line for line in lines if line.startswith("| ")}
 
 
 def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def page(found: dict[Case | str, str]) -> str:
-    git = ["git", "-C", str(PAGE.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.check_output(git, text=True).strip()
-    lines = [row(*HEADINGS), row(*["---"] * len(HEADINGS)), *found.values()]
+def page(found: Rows) -> str:
+    names = [INPROC, *map(str, CASES)]
+    left = [*["*not run*"] * (len(HEADINGS) - 2), ""]
+    lines = [found.get(name) or row(name, *left) for name in names]
+    table = "\n".join([row(*HEADINGS), row(*["---"] * len(HEADINGS)), *lines])
     return f"""\
 # A rank dies or hangs under load
 
-<!-- Written by `{Path(sys.argv[0]).name} -m full tests/engine/test_rank_death.py`. -->
+<!-- Written by `pytest -m full tests/engine/test_rank_death.py`. -->
 
 Eight clients, four of them streaming, ask a tiny model for 480 tokens each; while all of them wait,
 one rank gets the signal. Every client must get its answer or a typed error (503, or an error event
@@ -235,8 +248,8 @@ in the stream) within `--step-timeout-s` (here {DEADLINE_S} s; SIGSTOP is seen b
 process must end with 1, or with other replicas go on, no process may be left, and the same command
 must serve again. *seconds* is from the signal to the last client's answer.
 
-Commit {commit}, {datetime.date.today()}, {os.cpu_count()} cores shared with other work, Python
-{platform.python_version()}; Ray: one node of this machine.
+{os.cpu_count()} cores shared with other work, Python {platform.python_version()}; Ray: one node on
+this machine. In-process, SIGSTOP stops the server itself: nobody is there who could answer.
 
-{chr(10).join(lines)}
+{table}
 """

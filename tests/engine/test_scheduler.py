@@ -76,6 +76,7 @@ def run(scheduler: Scheduler, model: Model = text, limit: int = 1000) -> list[Ou
         step = scheduler.schedule()
         if step is None:
             break
+        check_step(scheduler, step)
         outputs += scheduler.commit(answer(step, model))
     assert not scheduler.has_work
     return outputs
