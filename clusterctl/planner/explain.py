@@ -89,7 +89,7 @@ def _gives(planned: Planned, plan: Plan, memory: Memory) -> str:
         f"{tokens:,} tokens of KV cache remain, {memory.max_concurrency:.1f} requests of "
         f"{length:,} tokens at once"
     )
-    if memory.max_concurrency < 1:
+    if not memory.holds_one:
         told = (
             f"{tokens:,} tokens of KV cache remain, less than one request of {length:,}: "
             f"serve it with --max-model-len {memory.longest()}"

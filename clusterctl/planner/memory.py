@@ -121,7 +121,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Memory:
-    """A replica's memory over its stages."""
+    """A replica's memory over its stages. `kept_blocks`: no request may have them (vLLM's null
+    block)."""
 
     shape: ModelShape
     split: Split
@@ -129,6 +130,7 @@ class Memory:
     groups: CacheGroups
     max_model_len: int
     step_tokens: int
+    kept_blocks: int = 0
 
     @cached_property
     def blocks(self) -> int:
@@ -144,6 +146,14 @@ class Memory:
     def max_concurrency(self) -> float:
         return self.blocks / self.blocks_of(self.max_model_len)
 
+    @property
+    def holds_one(self) -> bool:
+        """Whether the longest request fits."""
+        return self.holds(self.max_model_len)
+
+    def holds(self, tokens: int) -> bool:
+        return self.blocks_of(tokens) + self.kept_blocks <= self.blocks
+
     def blocks_of(self, tokens: int) -> int:
         return self.groups.blocks_of(self.shape, tokens, self.step_tokens)
 
@@ -152,9 +162,7 @@ class Memory:
         low, high = 0, self.max_model_len
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self.blocks_of(middle) <= self.blocks else (low, middle - 1)
-            )
+            low, high = (middle, high) if self.holds(middle) else (low, middle - 1)
         return low // 100 * 100 if low > 100 else low
 
     @property
@@ -183,7 +191,9 @@ def memory_of(
         for index, gpu in enumerate(gpus)
     )
     length = settings.max_model_len or shape.max_position
-    return Memory(shape, split, stages, groups, length, settings.step_tokens(gpus[0]))
+    step = settings.step_tokens(gpus[0])
+    kept = 1 if settings.engine == "vllm" else 0
+    return Memory(shape, split, stages, groups, length, step, kept)
 
 
 def _stage(

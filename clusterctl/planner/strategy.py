@@ -198,7 +198,7 @@ def _verdict(memory: Memory, settings: Settings, asked: Asked) -> tuple[bool, li
         return False, [
             f"holds {memory.max_concurrency:.2f} requests of {length:,} tokens, not {target:g}"
         ]
-    if memory.max_concurrency >= 1:
+    if memory.holds_one:
         return True, []
     longest = memory.longest()
     said = (
@@ -222,7 +222,7 @@ def _order(plan: Plan, model: Model, hardware: Hardware, asked: Asked) -> tuple[
         return (9.0, float(not plan.legal), -size, plan.split.ep, plan.split.dcp)
     concurrency = plan.memory.max_concurrency
     comfortable = concurrency >= max(COMFORTABLE, asked.concurrency or 0)
-    short = float(concurrency < 1)
+    short = float(not plan.memory.holds_one)
     # Context parallel decoding is young: only where the cache would be too small without.
     return (
         short,

@@ -35,7 +35,7 @@ def expert_traits(text: Config, sizes: Mapping[str, Any]) -> dict[str, Any]:
         gated=not model.startswith("nemotron_h"),
         latent_size=text.get("moe_latent_size"),
     )
-    dense = text.get("intermediate_size_mlp")
+    dense = first(text, "intermediate_size_mlp", "dense_intermediate_size")
     return {"experts": experts, **({"intermediate_size": dense} if dense else {})}
 
 

@@ -19,7 +19,14 @@ _KINDS: Mapping[str, LayerKind] = {
     "deepseek_sparse_attention": "full",
 }
 # Mixers that are not counted here; a plan that passed over them would be wrong in silence.
-_UNKNOWN = ("ssm_cfg", "mamba_d_state", "rwkv_head_size", "linear_attn_config", "block_configs")
+_UNKNOWN = (
+    "ssm_cfg",
+    "mamba_d_state",
+    "rwkv_head_size",
+    "linear_attn_config",
+    "block_configs",
+    "compress_ratios",
+)
 
 
 def layer_kind_traits(text: Config, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,9 @@ def rank_bytes(shape: ModelShape, layers: range, tp: int, ep: int = 1) -> int:
     `ep` > 1: the routed experts lie whole on their ranks, spread over `ep` of them.
     """
     held = {"embedding": layers.start == 0, "head": layers.stop == shape.num_layers}
+    padding = _padding(shape, tp, ep)
     total = sum(
-        _share(shape, tensor, whole, tp, ep)
+        int(_share(shape, tensor, whole, tp, ep) * (padding if tensor.cut == "expert" else 1.0))
         for place, layer, tensor, whole in _loaded(shape)
         if (layer in layers if place == "layer" else held[place])
     )
@@ -100,6 +101,22 @@ def _loaded(shape: ModelShape) -> tuple[tuple[Place, int, Tensor, int], ...]:
         for place, layer, tensor in tensors(shape)
         if place != "draft"
     )
+
+
+def _padding(shape: ModelShape, tp: int, ep: int) -> float:
+    """How much larger experts in MXFP4 lie in memory than in the checkpoint: vLLM's kernels want
+    the hidden size in multiples of 256 and a rank's columns in multiples of 128. gpt-oss-120b is
+    60.8 GiB on disk and 66.0 GiB loaded (vllm#23278), gpt-oss-20b 12.8 and 13.7."""
+    experts, quantised = shape.experts, shape.quantisation
+    if experts is None or quantised is None or quantised.method != "mxfp4":
+        return 1.0
+    width = experts.latent_size or shape.hidden_size
+    columns = experts.intermediate_size // (1 if ep > 1 else tp)
+    return _rounded(width, 256) / width * _rounded(columns, 128) / columns
+
+
+def _rounded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def _tied_head(shape: ModelShape) -> Tensor:

@@ -17,7 +17,7 @@ from clusterctl.planner.live import cpu_hardware
 from clusterctl.planner.memory import Settings, Split, memory_of
 from clusterctl.planner.published import find_model, table
 from clusterctl.planner.strategy import Asked, Planned, make_plans
-from engine.shapes import ModelShape, parameters, parse_shape
+from engine.shapes import ModelShape, parameters, parse_shape, rank_bytes
 
 GIB = 1 << 30
 
@@ -64,6 +64,8 @@ def planned(model: str, gpus: str, *, dtype: str = "auto", **rest: Any) -> Plann
         ("facebook/opt-13b", 12.853),
         ("gpt2", 0.124),
         ("tiiuae/falcon-40b", 41.84),
+        ("mistralai/Mistral-Large-3-675B-Instruct-2512", 675.0),
+        ("meta-llama/Llama-3.2-90B-Vision-Instruct", 88.6),
     ],
 )
 def test_published_parameter_counts(model: str, billions: float) -> None:
@@ -103,6 +105,38 @@ def test_published_checkpoint_sizes(model: str, gib: float) -> None:
 )
 def test_published_kv_bytes(model: str, bytes_a_token: int) -> None:
     assert find_model(model).shape.kv_bytes_per_token() == bytes_a_token
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "gib"),
+    [
+        ("openai/gpt-oss-120b", 1, 65.97),  # vllm#23278; 60.8 on disk
+        ("openai/gpt-oss-20b", 1, 13.72),  # vLLM 0.19 on an A100; 12.8 on disk
+        ("Qwen/Qwen3-30B-A3B", 4, 14.25),  # vllm#17327
+        ("meta-llama/Llama-3.1-405B-Instruct-FP8", 8, 57.75),  # vllm#6746
+    ],
+)
+def test_weights_as_vllm_loaded_them(model: str, tp: int, gib: float) -> None:
+    shape = find_model(model).shape
+    held = rank_bytes(shape, range(shape.num_layers), tp)
+    assert held / GIB == pytest.approx(gib, rel=0.02)
+
+
+def test_vllm_keeps_one_block_for_itself() -> None:
+    """As 0.32 refused 131,072 tokens in a cache of just so many, and took 130,944."""
+    shape = replace(llama(4, 256, 512, 8, 1000), dtype="float32")
+    slot = cpu_hardware([8 * GIB], [1]).gpu
+    settings = Settings(kv_cache_bytes=GIB, max_model_len=131_072)
+    memory = memory_of(shape, Split(1, 1), (slot,), settings)
+    assert (memory.kv_cache_tokens, memory.holds_one) == (131_072, False)
+    assert memory.holds(131_072 - 128)
+
+
+def test_compressed_attention_that_is_not_reckoned_is_refused(tmp_path: Path) -> None:
+    config = {**table()["deepseek-ai/DeepSeek-V3"]["config"], "compress_ratios": [0, 4, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="compress_ratios"):
+        find_model(str(tmp_path))
 
 
 # Each row: model, dtype, GPUs, then the split, the tokens, how near, and where they were read.
@@ -149,6 +183,12 @@ def test_logged_kv_cache_tokens(row: tuple[Any, ...]) -> None:
         ("moonshotai/Kimi-K2-Instruct", "auto", "2x8xH800", True, {"tp": 8, "pp": 2}),
         ("moonshotai/Kimi-K2.5", "auto", "2x8xH100", True, {"tp": 16}),
         ("MiniMaxAI/MiniMax-M2.7", "auto", "1x4xH100", True, {"max_model_len": 131072}),
+        ("mistralai/Mistral-Large-3-675B-Instruct-2512", "auto", "1x8xH200", True, {"tp": 8}),
+        ("mistralai/Mistral-Large-3-675B-Instruct-2512-NVFP4", "auto", "1x4xB200", True, {"tp": 4}),
+        ("mistralai/Mistral-Large-3-675B-Instruct-2512", "auto", "1x8xH100", False, {}),
+        ("Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8", "auto", "1x8xH200", True, {}),
+        ("zai-org/GLM-4.5-FP8", "auto", "1x8xH100", True, {}),
+        ("Qwen/Qwen2.5-72B-Instruct", "gptq", "1x1xA100-80G", True, {"max_model_len": 16384}),
         ("openai/gpt-oss-120b", "auto", "1x1xH100", True, {}),
         ("openai/gpt-oss-20b", "auto", "1x1xRTX4090", True, {}),
         ("meta-llama/Llama-3.1-8B", "auto", "1x1xRTX3090", True, {"max_model_len": 20000}),
