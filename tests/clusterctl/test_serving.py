@@ -266,6 +266,24 @@ def test_the_earliest_errors_come_from_any_rank_and_name_it() -> None:
     ]
 
 
+def test_the_frames_of_a_logged_traceback_are_no_errors() -> None:
+    """As vLLM logs the death of a pipeline stage that was never warmed up."""
+    prefix = "(Worker_PP1 pid=449) ERROR 11-25 15:10:21 [multiproc_executor.py:1063]"
+    lines = [
+        f"{prefix} WorkerProc hit an exception.",
+        f"{prefix} Traceback (most recent call last):",
+        f'{prefix}   File "/vllm/v1/worker/gpu_model_runner.py", line 3174, in sync',
+        f"{prefix}     assert self.intermediate_tensors is not None",
+        f"{prefix} AssertionError",
+        f"{prefix} ",
+    ]
+    assert earliest_errors(lines) == [
+        "ERROR 11-25 15:10:21 [multiproc_executor.py:1063] WorkerProc hit an exception. "
+        "(Worker_PP1 pid=449)",
+        "ERROR 11-25 15:10:21 [multiproc_executor.py:1063] AssertionError (Worker_PP1 pid=449)",
+    ]
+
+
 def test_argparse_usage_errors_are_errors() -> None:
     line = "python -m engine serve: error: unrecognized arguments: --fast"
     assert earliest_errors(["usage: python -m engine", line]) == [line]

@@ -39,8 +39,9 @@ def cluster(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -
     smollm2 = [sys.executable, str(REPOSITORY / "scripts/smollm2"), str(testbed.models / MODEL)]
     subprocess.run(smollm2, check=True, capture_output=True, timeout=COMMAND_S)
     image = testbed.command("vllm-image", timeout=BUILD_S).split()[-1]
+    settings = {"image": image, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     made = Cluster(
-        testbed, tmp_path_factory.mktemp("vllm"), "vllmtest", testbed.hosts[:3], {"image": image}
+        testbed, tmp_path_factory.mktemp("vllm"), "vllmtest", testbed.hosts[:3], settings
     )
     made.write()
     with brought_down(made):

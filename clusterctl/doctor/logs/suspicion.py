@@ -28,6 +28,8 @@ _ERROR = re.compile(
     r"^(?:ERROR\b|CRITICAL\b|[\w. -]+: error:"
     r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception|Failed|Exit)\b(?::|$))"
 )
+# vLLM logs a traceback line by line, each as an error: its frames say nothing by themselves.
+_FRAME = re.compile(r"^ERROR [\d-]+ [\d:]+ \[[\w./]+:\d+\](?: (?:\s|Traceback )|$)")
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _WARNED = re.compile(r"\b(?:INFO|WARNING|DEBUG)\b")
 
@@ -79,7 +81,7 @@ def earliest_errors(lines: Iterable[str], limit: int = 3) -> list[str]:
         plain = _COLOR.sub("", line).rstrip()
         actor = _ACTOR.match(plain)
         said = plain[actor.end() :] if actor else plain
-        if _ERROR.match(said):
+        if _ERROR.match(said) and not _FRAME.match(said):
             found[f"{said} ({actor['who']})" if actor else said] = None
         if len(found) == limit:
             break
