@@ -34,6 +34,7 @@ def launching(tokens: int) -> dict[str, bool]:
 def _product(
     inputs,
     weights,
+    scales,
     bias,
     norm,
     residual,
@@ -69,10 +70,14 @@ def _product(
             x = x * (1.0 + factor) if UNIT else x.to(dtype).to(tl.float32) * factor
             x = x.to(dtype).to(tl.float32)
         result = tl.sum(matrix.to(tl.float32) * x[None, :], axis=1)
+        if scales is not None:
+            result *= tl.load(scales + column, mask=real, other=0.0).to(tl.float32)
         if bias is not None:
             result += tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
         if GATED:
             up = tl.sum(second.to(tl.float32) * x[None, :], axis=1)
+            if scales is not None:
+                up *= tl.load(scales + N + column, mask=real, other=0.0).to(tl.float32)
             if bias is not None:
                 up += tl.load(bias + N + column, mask=real, other=0.0).to(tl.float32)
             result = (result / (1.0 + tl.exp(-result))).to(dtype).to(tl.float32) * up
@@ -84,8 +89,9 @@ def _product(
 def product(
     inputs: torch.Tensor,
     weights: torch.Tensor,
-    *,
+    scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
     norm: tuple[torch.Tensor, float, bool] | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
@@ -93,7 +99,8 @@ def product(
     """[tokens, k] times `weights` [n, k], transposed -> [tokens, n]; or [tokens, n / 2] where they
     are `gated`: two matrices, silu of the first's product times the second's.
 
-    `norm` is what the inputs go through first: weight, eps, and whether it is UnitRMSNorm's.
+    `scales` [n] belong to weights in 8 bits. `norm` is what the inputs go through first: weight,
+    eps, and whether it is UnitRMSNorm's.
     """
     tokens, k = inputs.shape
     n = len(weights) // 2 if gated else len(weights)
@@ -104,6 +111,7 @@ def product(
     _product[(triton.cdiv(n, tile),)](
         inputs,
         weights,
+        scales,
         bias,
         weight,
         residual,

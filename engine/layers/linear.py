@@ -43,9 +43,6 @@ class Linear(ShardedLayer):
         self.product: Product = Plain(weight)
 
     def settle(self, quantization: str | None) -> int:
-        """Raises ValueError: 8 bits are computed on the CPU alone."""
-        if quantization is not None and self.weight.is_cuda:
-            raise ValueError(f"quantization {quantization!r} is for --device cpu")
         self.product = fastest(self.weight) if quantization is None else quantised(self.weight)
         if not isinstance(self.product, Plain):
             del self.weight  # the product holds its own form of it
@@ -84,8 +81,9 @@ class ColumnParallelLinear(Linear):
         times the second."""
         from engine.kernels import thin
 
-        scale = (norm.weight, norm.eps, norm.unit)
-        return thin.product(hidden, self.weight, bias=self.bias, norm=scale, gated=gated)
+        first = (norm.weight, norm.eps, norm.unit)
+        matrix = (self.product.weight, self.product.scale, self.bias)
+        return thin.product(hidden, *matrix, norm=first, gated=gated)
 
     def shards(self, name: str) -> Iterator[Shard]:
         parent = name.rpartition(".")[0]
@@ -178,9 +176,9 @@ class RowParallelLinear(Linear):
         """Of few tokens (kernels.thin), added to `residual`."""
         from engine.kernels import thin
 
-        once = (self.bias, residual) if self.tp.rank == 0 else (None, None)
-        output = thin.product(inputs, self.weight, bias=once[0], residual=once[1])
-        return self.tp.all_reduce(output)
+        bias, added = (self.bias, residual) if self.tp.rank == 0 else (None, None)  # once
+        matrix = (self.product.weight, self.product.scale, bias)
+        return self.tp.all_reduce(thin.product(inputs, *matrix, residual=added))
 
     def shards(self, name: str) -> Iterator[Shard]:
         name = f"{name.rpartition('.')[0]}.{self.source}" if self.source else name

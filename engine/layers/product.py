@@ -23,10 +23,21 @@ class Product(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """In its own form."""
+        ...
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """Of each row, where it is in 8 bits."""
+        ...
+
 
 @dataclass(frozen=True)
 class Plain:
     weight: torch.Tensor
+    scale: None = None
 
     def __call__(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return functional.linear(inputs, self.weight, bias)
@@ -42,6 +53,7 @@ class Packed:
 
     weight: torch.Tensor
     nbytes: int
+    scale: None = None
 
     def __call__(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         linear = torch.ops.mkldnn._linear_pointwise
@@ -56,7 +68,7 @@ class Int8:
     scale: torch.Tensor
 
     def __call__(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if inputs.shape[0] <= FEW_ROWS:
+        if not inputs.is_cuda and inputs.shape[0] <= FEW_ROWS:
             output = torch._weight_int8pack_mm(inputs, self.weight, self.scale)
         else:
             output = functional.linear(inputs, self.weight.to(inputs.dtype)) * self.scale

@@ -34,7 +34,7 @@ HELP = {
     "async_scheduling": "prepare a step while the one before it runs; unset: on CUDA",
     "enforce_eager": "no CUDA graphs",
     "load_format": "dummy: random weights, to measure speed without a checkpoint",
-    "quantization": "int8: hold the matrices in 8 bits (on the CPU); unset: as dtype says",
+    "quantization": "int8: hold the matrices in 8 bits; unset: as dtype says",
     "seed": "for requests that bring none",
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",

@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=2, help="timed runs; the best is told")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--quantization", choices=["int8"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(SHAPES[arguments.shape]))
@@ -159,6 +160,7 @@ def run(arguments: argparse.Namespace, model: str) -> None:
             max_num_seqs=256 if cuda else 32,
             max_num_batched_tokens=16384 if cuda else 2048,
             block_size=arguments.block_size,
+            quantization=arguments.quantization,
             enforce_eager=arguments.enforce_eager,
         )
     )

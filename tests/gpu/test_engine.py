@@ -62,6 +62,14 @@ def test_graphs_change_nothing(tmp_path: Path, kind: str) -> None:
     assert generate(model, SamplingParams(**{**vars(warm), "seed": 4})) != tokens
 
 
+def test_weights_in_8_bits_choose_as_on_the_cpu(tmp_path: Path) -> None:
+    """One request by the thin kernel, several by matrix units."""
+    model = make(tmp_path)
+    tokens = generate(model, quantization="int8", max_num_seqs=1)
+    assert generate(model, quantization="int8") == tokens
+    assert generate(model, quantization="int8", device="cpu") == tokens
+
+
 CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "bias": {"logit_bias": ((7, 30.0), (9, 29.0))},
