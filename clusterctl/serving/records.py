@@ -94,7 +94,7 @@ class Deployment:
         health = self.health
         said = [
             *([self.detail] if self.detail else []),
-            *([f"waits for {health.waiting_for}"] if health.waiting_for else []),
+            *([f"waits: {health.waiting_for}"] if health.waiting_for else []),
             *([f"ended last by: {health.cause}"] if health.cause else []),
             *(
                 f"{rank.node}: {rank.title} (pid {rank.pid}) is stopped"

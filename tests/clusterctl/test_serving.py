@@ -451,13 +451,18 @@ def test_a_deployment_is_shown_with_the_keys_of_status() -> None:
 
 def test_what_the_supervisor_keeps_is_told_in_words() -> None:
     rank = {"node": "gpu02", "pid": 77, "title": "ray::RankActor", "state": "T", "cpu_s": 4.5}
-    kept = {"restarts": 2, "cause": "gpu02: exit code 1", "waiting_for": "gpu03", "ranks": [rank]}
+    kept = {
+        "restarts": 2,
+        "cause": "gpu02: exit code 1",
+        "waiting_for": "not in Ray: gpu03",
+        "ranks": [rank],
+    }
     seen = {**record("waiting", epoch=3), "info": INFO, "detail": "no answer"}
     found = deployment_of({**seen, "state": {**seen["state"], **kept}})
     assert (found.state, found.health.restarts) == ("restarting", 2)
     assert found.remarks() == [
         "m: no answer",
-        "m: waits for gpu03",
+        "m: waits: not in Ray: gpu03",
         "m: ended last by: gpu02: exit code 1",
         "m: gpu02: ray::RankActor (pid 77) is stopped",
     ]

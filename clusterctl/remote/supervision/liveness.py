@@ -71,6 +71,7 @@ class Liveness:
         self._over = threading.Event()
         self._began = self._lived_at = time.monotonic()
         self._asked = 0  # tokens that we generated ourselves
+        self._model = ""  # what the engine calls it
         self._last: tuple[float, Metrics, int] | None = None
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -87,9 +88,11 @@ class Liveness:
                 self._ask(metrics)
 
     def _ask(self, before: Metrics | None) -> None:
-        key = Path(self._wanted.api_key_file)
+        url, deadline_s = self._wanted.url, self._wanted.deadline_s
         try:
-            one_token(self._wanted.url, key.read_text().strip(), self._wanted.deadline_s)
+            key = Path(self._wanted.api_key_file).read_text().strip()
+            self._model = self._model or model_of(url, key, deadline_s)
+            one_token(url, key, self._model, deadline_s)
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             self._no_token(error, before)
         else:
@@ -153,9 +156,13 @@ def _sum(pattern: re.Pattern[str], text: str) -> float | None:
     return sum(found) if found else None
 
 
-def one_token(url: str, key: str, seconds: float) -> None:
+def model_of(url: str, key: str, seconds: float) -> str:
+    served: str = json.loads(fetch(f"{url}/models", key, seconds))["data"][0]["id"]
+    return served
+
+
+def one_token(url: str, key: str, model: str, seconds: float) -> None:
     """Raises LookupError when the answer has no token, and what HTTP raises."""
-    model = json.loads(fetch(f"{url}/models", key, seconds))["data"][0]["id"]
     asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
     body = json.dumps(asked).encode()
     answer: dict[str, Any] = json.loads(fetch(f"{url}/completions", key, seconds, body))
