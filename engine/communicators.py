@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import Counter
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from engine.parallel import Communicator, ParallelContext
+
+logger = logging.getLogger(__name__)
 
 
 class PeerFailed(RuntimeError):
@@ -117,6 +120,8 @@ def build_torch_parallel(
     if device.type == "cuda":
         torch.cuda.set_device(device)
         sharers = _most_sharers(store, rank, tp * pp, device)
+    if sharers > 1 and rank == 0:
+        logger.warning("%d ranks share a GPU: they exchange tensors through the host", sharers)
     nccl = device.type == "cuda" and sharers == 1
     dist.init_process_group(
         "nccl" if nccl else "gloo", store=store, rank=rank, world_size=tp * pp, timeout=timeout
@@ -258,9 +263,16 @@ def _thread_group(exchange: _Exchange, rank: int) -> Communicator:
     return Solo() if len(exchange.slots) == 1 else ThreadGroup(exchange, rank)
 
 
-def rank_device(name: str, local_rank: int) -> torch.device:
+def rank_device(name: str, local_rank: int, replicas: int = 1) -> torch.device:
     """The device of a rank: `name` is "auto", "cpu" or "cuda"; `local_rank` counts on its host.
-    More ranks than GPUs share them."""
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
-    return torch.device("cpu")
+    More ranks than GPUs share them; with several `replicas` raises ValueError then, since none
+    counts what the others take."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if replicas > 1 and local_rank >= gpus:
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: torch sees {gpus}, and {replicas} replicas share "
+            f"none: lower data_parallel_size"
+        )
+    return torch.device("cuda", local_rank % max(gpus, 1))

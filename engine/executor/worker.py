@@ -64,7 +64,8 @@ class Rank:
         from engine.communicators import build_torch_parallel, rank_device
 
         spec = self._spec
-        device = rank_device(spec.config.device, spec.local_rank)
+        replicas = spec.config.data_parallel_size
+        device = rank_device(spec.config.device, spec.local_rank, replicas)
         parallel = build_torch_parallel(
             spec.rank,
             spec.config.tensor_parallel_size,

@@ -21,6 +21,7 @@ from engine.communicators import (
     ThreadWorld,
     build_torch_parallel,
     close_torch_parallel,
+    rank_device,
     thread_world,
 )
 from engine.parallel import ParallelContext
@@ -225,3 +226,11 @@ def test_a_group_of_one_gives_back_what_it_is_given() -> None:
 def test_a_world_of_one_joins_nothing() -> None:
     context = build_torch_parallel(0, 1, 1, "no-such-host", 1, CPU)
     assert (context.tp.size, context.pp.size, context.rank) == (1, 1, 0)
+
+
+def test_replicas_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [rank_device("cuda", rank).index for rank in range(4)] == [0, 1, 0, 1]
+    assert rank_device("cuda", 1, replicas=2).index == 1
+    with pytest.raises(ValueError, match="local rank 2 has no GPU: torch sees 2, and 3 replicas"):
+        rank_device("cuda", 2, replicas=3)
