@@ -104,3 +104,10 @@ def brought_down(cluster: Cluster) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.ok("down", "--purge")
+
+
+def hang_a_rank(testbed: RunningTestbed, host: str) -> None:
+    """Of a collective check, as soon as it runs there."""
+    runs = "until pgrep -f engine[.]sanity_rank >/dev/null; do sleep 0.05; done"
+    testbed.ssh(host, f"timeout {FORMATION_S} sh -c '{runs}'")
+    testbed.command("fault", host, "rank-hung")

@@ -1,4 +1,4 @@
-"""A serve that fails on real hosts ends with the right diagnosis, without being asked."""
+"""An `up` or a `serve` that fails on real hosts ends with the right diagnosis, unasked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from .conftest import RunningTestbed
+from .bed import Cluster, brought_down, hang_a_rank
+from .conftest import MODEL, RunningTestbed
 
 pytestmark = pytest.mark.full
-REPOSITORY = Path(__file__).parents[2]
-MODEL = "SmolLM2-135M-Instruct"
 NAME = "diagnosed"
 COMMAND_S = 290
+FORMATION_S = 240
+SANITY_S = 60
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Bed:
 
 
 @pytest.fixture(scope="module")
-def bed(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+def bed(
+    testbed: RunningTestbed, smollm2: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bed]:
     made = Bed(testbed, tmp_path_factory.mktemp(NAME))
-    smollm2 = [sys.executable, str(REPOSITORY / "scripts/smollm2"), str(testbed.models / MODEL)]
-    subprocess.run(smollm2, check=True, capture_output=True, timeout=COMMAND_S)
     head, worker = testbed.hosts[:2]
     (made.directory / "cluster.yaml").write_text(
         f"name: {NAME}\nhead: {head}\nimage: {testbed.image}\n"
@@ -65,6 +66,43 @@ def bed(testbed: RunningTestbed, tmp_path_factory: pytest.TempPathFactory) -> It
     assert up.returncode == 0, up.stderr
     yield made
     made.run("down", "--purge")
+
+
+@pytest.fixture
+def other(testbed: RunningTestbed, smollm2: str, tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster that is yet to come up: these tests stand before those of `bed`."""
+    with brought_down(Cluster(testbed, tmp_path, "other", testbed.hosts[:2])) as cluster:
+        cluster.write(limits={"formation_timeout": FORMATION_S, "sanity_timeout": SANITY_S})
+        yield cluster
+
+
+def test_an_image_that_the_registry_lacks(other: Cluster) -> None:
+    other.write(image=f"{other.testbed.registry}/infercluster-node:absent")
+    code, error, _ = other.refused("up")
+    assert code == 4, error
+    assert "(docker-image-not-found)" in error["message"]
+    assert "infercluster-node:absent" in error["hint"]
+
+
+def test_a_rank_that_hangs_in_the_check_of_an_up(other: Cluster) -> None:
+    struck = other.hosts[1]
+    with other.start("up", "--json") as process:
+        hang_a_rank(other.testbed, struck)
+        out, err = process.communicate(timeout=COMMAND_S)
+    assert process.returncode == 5, err
+    error = json.loads(out)["error"]
+    assert error["host"] == struck, error
+    assert f"rank 1 ({struck})" in error["message"]
+
+
+def test_a_model_that_one_host_lacks(other: Cluster) -> None:
+    struck = other.hosts[1]
+    with other.testbed.fault(struck, f"model-missing:{MODEL}"):
+        other.ok("up", "--no-sanity")
+        code, error, _ = other.refused("serve", f"/models/{MODEL}", "--pp", "2")
+    assert (code, error["host"]) == (4, struck), error
+    assert f"/models/{MODEL}" in error["message"]
+    assert error["hint"]
 
 
 def test_too_little_memory_for_one_request(bed: Bed) -> None:
