@@ -36,7 +36,8 @@ def _why(planned: Planned, plan: Plan) -> str:
     if asked.tp or asked.pp:
         return "It is what was asked for, and legal."
     if split.ranks == 1 and split.ep == 1:
-        return f"It fits one {hardware.gpu.name}, so that no parallelism inside is needed."
+        fits = "It fits" if plan.memory is None or plan.memory.holds_one else "Its weights fit"
+        return f"{fits} one {hardware.gpu.name}, so that no parallelism inside is needed."
     if split.ranks == 1:
         return (
             "Latent attention would keep its whole cache on every tensor rank, so each GPU runs "
