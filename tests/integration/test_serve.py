@@ -326,6 +326,7 @@ def test_a_killed_rank_takes_the_others_along_and_all_begin_anew(bed: Bed, serve
 
 
 def test_without_sizes_the_plan_chooses_them(bed: Bed) -> None:
+    bed.run("stop", NAME)  # where another test has left it
     done = bed.run("serve", f"/models/{MODEL}", "--name", "planned")
     assert done.returncode == 0, done.stderr
     assert "plan: tp=1 pp=1: It fits one CPU slot" in done.stderr
