@@ -57,7 +57,7 @@ def test_what_was_not_run_is_told_so_and_what_failed_too() -> None:
         "| gpt2 | float32 | 2 | 1 |  | 4 | ok 15/16 (1 near-ties) | *not run* | *not run* |" in page
     )
     assert "| gpt2 | bfloat16 | 2 | 1 |  | 4 | **FAILED** 5.0e-01 | *not run* |" in page
-    assert "**1 of 2 rows pass.** 7 were not run. Commit abc123" in page
+    assert "**1 of 2 rows pass.** 7 were not run. Engine as of commit abc123" in page
 
 
 @pytest.mark.timeout(900)
