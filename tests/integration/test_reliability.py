@@ -68,7 +68,8 @@ class Service:
         self.inside(host, loop)
 
     def kill_on_host(self, host: str, name: str) -> None:
-        self.on(host, f"kill -9 $(pidof -s {name})")
+        """The oldest of that name: a login's sshd is not the one that listens."""
+        self.on(host, f"kill -9 $(pgrep -o -x {name})")
 
     def kill_container(self, host: str) -> None:
         """Its first process, as the kernel does it when memory is out: Docker restarts that."""
@@ -182,7 +183,6 @@ CASES = (
     Case("kill -9 of the GCS", lambda s: s.kill(s.head, "[g]cs_server")),
     Case("kill -9 of the worker's container", lambda s: s.kill_container(s.worker)),
     Case("kill -9 of the head's container", lambda s: s.kill_container(s.head)),
-    Case("kill -9 of the worker's dockerd", lambda s: s.kill_on_host(s.worker, "dockerd")),
     Case("kill -9 of the head's sshd", lambda s: s.kill_on_host(s.head, "sshd"), restarts=False),
     Case("worker's link cut 10 s", lambda s: s.cut(s.worker, 10), restarts=False),
     Case("worker's link cut 90 s", lambda s: s.cut(s.worker, 90)),
@@ -229,6 +229,28 @@ def test_the_service_comes_back(service: Service, case: Case) -> None:
     restarts = seen["restarts"] - before["restarts"]
     cause = seen["cause"] if restarts else ""
     record(case.fault, seconds, inflicted, in_flight.outcome, restarts, cause)
+
+
+def test_a_dockerd_that_was_killed_leaves_the_container_to_us(service: Service) -> None:
+    """Docker 20.10 ends what it finds running when it comes back, and takes that for a stop by
+    hand: it does not start it."""
+    before = service.until(lambda seen: seen["state"] == "ready", "ready")
+    in_flight = InFlight(service)
+    began = time.monotonic()
+    service.kill_on_host(service.worker, "dockerd")
+    waiting = service.until(lambda seen: service.worker in seen["waiting_for"], "who is missing")
+    assert service.cluster.run("status").returncode == 5
+    service.cluster.ok("up", "--no-sanity", "--yes")
+    seen = service.until(lambda seen: seen["state"] == "ready", "ready again")
+    assert service.complete()
+    seconds = time.monotonic() - began
+    in_flight.thread.join(60)
+    assert in_flight.outcome != "hung"
+    nothing_is_left_over(service)
+    restarts = seen["restarts"] - before["restarts"]
+    ends = f"waits, {waiting['waiting_for']}; `status` exits 5; back by `clusterctl up`"
+    fault = "kill -9 of the worker's dockerd"
+    record(fault, seconds, 0, in_flight.outcome, restarts, seen["cause"], ends=ends)
 
 
 def nothing_is_left_over(service: Service) -> None:
