@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.gguf import converted, gguf_file
+
 _FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
 
 def checkpoint_directory(model: str) -> Path:
-    """The directory of `model`: itself, or a Hugging Face id's snapshot, fetched when needed.
+    """The directory of `model`: itself, that of a GGUF file once converted, or a Hugging Face id's
+    snapshot, fetched when needed.
 
-    Raises ValueError for a path at which there is no directory.
+    Raises ValueError for a path at which there is no model.
     """
     path = Path(model).expanduser()
+    if gguf := gguf_file(path):
+        return converted(gguf)
     if path.is_dir():
         return path
     if model.startswith(("/", "./", "../", "~")):

@@ -15,7 +15,8 @@ PARTITION_VARIABLE = "VLLM_PP_LAYER_PARTITION"  # vLLM's way to say what `pipeli
 class EngineConfig:
     """Raises ValueError on values that cannot work whatever the model is.
 
-    `model` is a directory (config.json, *.safetensors, tokenizer) or a Hugging Face id.
+    `model` is a directory (config.json, *.safetensors, tokenizer), a GGUF file (or the directory of
+    one) or a Hugging Face id.
     `max_model_len` None: the model's own maximum. `pipeline_partition` None: engine.shapes decides.
     `data_parallel_size`: replicas of the whole, each with ranks of its own, behind one server.
     `enable_expert_parallel`: the tensor ranks hold whole experts, not a part of each.

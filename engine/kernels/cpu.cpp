@@ -9,6 +9,8 @@
 
 namespace {
 
+const int64_t kWorthSharing = 1 << 14;  // elements; below, waking a second thread takes longer
+
 struct bfloat16 {
   uint16_t bits;
 };
@@ -49,7 +51,7 @@ inline float exponential(float x) {
 template <typename T>
 void add_rms_norm(const T* x, const T* delta, const T* weight, T* normed, T* total, int64_t rows,
                   int64_t size, float eps, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * size > kWorthSharing)
   for (int64_t row = 0; row < rows; ++row) {
     const T* sum = x + row * size;
     if (delta != nullptr) {
@@ -71,7 +73,7 @@ void add_rms_norm(const T* x, const T* delta, const T* weight, T* normed, T* tot
 
 template <typename T>
 void silu_gate(const T* gate_and_up, T* out, int64_t rows, int64_t size, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * size > kWorthSharing)
   for (int64_t row = 0; row < rows; ++row) {
     const T* gate = gate_and_up + row * 2 * size;
     T* to = out + row * size;
@@ -113,7 +115,7 @@ void turn_and_store(T* heads, const int64_t* positions, const int64_t* slots, T*
                     const float* query_norm, const float* key_norm, float eps, int64_t tokens,
                     Sizes is, int threads) {
   const int64_t stored = is.kv * is.dim;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (tokens * is.queries * is.dim > kWorthSharing)
   for (int64_t token = 0; token < tokens; ++token) {
     T* row = heads + token * (is.queries + 2 * is.kv) * is.dim;
     for (int64_t head = 0; head < is.queries + is.kv && (half || query_norm); ++head) {
@@ -133,7 +135,7 @@ void decode(const T* heads, const int64_t* positions, const int32_t* tables, int
             const T* cache, int64_t num_slots, T* out, int64_t rows, Sizes is, int64_t window,
             float softcap, float scale, int threads) {
   const int64_t group = is.queries / is.kv, dim = is.dim, stored = is.kv * dim;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (rows * width * is.block_size * is.queries * is.dim > kWorthSharing)
   {
     std::vector<float> query(group * dim), mixed(group * dim), one(dim), scores;
 #pragma omp for schedule(dynamic)

@@ -87,7 +87,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """The model, and a flag for each field of EngineConfig."""
-    parser.add_argument("model", help="checkpoint directory or Hugging Face id")
+    parser.add_argument("model", help="checkpoint directory, GGUF file or Hugging Face id")
     hints = get_type_hints(EngineConfig)
     for one in fields(EngineConfig):
         if one.default is not MISSING:

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from peers import PEERS
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -78,11 +79,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured: bytes a second (read and written) and operations a second, bf16."""
+    """What was measured: bytes a second (read and written) and operations a second of `dtype`."""
 
     name: str
     bandwidth: float
     operations: float
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Workload:
     jobs: Sequence[Job]
     temperature: float
     counts: str  # "output" or "prompt": which tokens a second are told
+    shared: int = 0  # tokens that all prompts begin with, before their own
 
 
 def workloads() -> dict[str, Workload]:
@@ -104,7 +107,9 @@ def workloads() -> dict[str, Workload]:
         "batch1": Workload([Job(128, 256)], 0.6, "output"),
         "prefill": Workload([Job(3968, 1)], 0.0, "prompt"),
         "prefill16": Workload([Job(3968, 1)] * 16, 0.0, "prompt"),
-        "quick": Workload([Job(64, 64)] * 32, 0.0, "output"),
+        "batch32": Workload([Job(64, 64)] * 32, 0.0, "output"),
+        "one": Workload([Job(64, 64)], 0.0, "output"),
+        "shared": Workload([Job(64, 64)] * 32, 0.0, "output", shared=512),
     }
 
 
@@ -131,6 +136,9 @@ def main() -> int:
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2, help="timed runs; the best is told")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument(
+        "--peers", nargs="+", choices=PEERS, default=[], help="measured after ours, with --model"
+    )
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--quantization", choices=["int8"])
     arguments = parser.parse_args()
@@ -142,7 +150,8 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, model: str) -> None:
     cuda = arguments.device != "cpu" and torch.cuda.is_available()
-    machine = measure(torch.device("cuda" if cuda else "cpu"))
+    dtype = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
+    machine = measure(torch.device("cuda" if cuda else "cpu"), dtype)
     print(
         f"{machine.name}, torch {torch.__version__}: copy {machine.bandwidth / 1e9:,.0f} GB/s, "
         f"matrix product {machine.operations / 1e12:,.1f} TFLOP/s"
@@ -173,25 +182,48 @@ def run(arguments: argparse.Namespace, model: str) -> None:
             report(core, arguments, name, workload, seconds, machine)
     finally:
         core.shutdown()
+    for name in arguments.workloads:
+        for peer in arguments.peers:
+            against(peer, arguments, name, workloads()[name])
+
+
+def against(peer: str, arguments: argparse.Namespace, name: str, workload: Workload) -> None:
+    """A peer's figure for the same workload: the best of as many runs, after one that warms up."""
+    runs = [prompts_of(workload, f"{name}-{n}", 10000) for n in range(arguments.repeat + 1)]
+    if any(job != workload.jobs[0] for job in workload.jobs):
+        sys.exit(f"{name}: peers are asked for prompts and answers of one length")
+    batches = [
+        [(prompt, job.answer) for prompt, job in zip(run, workload.jobs, strict=True)]
+        for run in runs
+    ]
+    dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
+    seconds = min(PEERS[peer](arguments.model, dtype, batches)[1:])
+    tokens = sum(job.answer for job in workload.jobs)
+    print(f"{peer} {name} {dtype}: {tokens / seconds:,.0f} output tok/s in {seconds:.3f} s")
 
 
 def play(core: EngineCore, workload: Workload, label: str) -> float:
     """Seconds for all of it, every request there at once. Each run's prompts are its own: nothing
     is found in the prefix cache."""
-    dice = random.Random(label)
-    vocab = min(core.shape.vocab_size, 10000)
-    for number, job in enumerate(workload.jobs):
+    prompts = prompts_of(workload, label, min(core.shape.vocab_size, 10000))
+    for number, (job, prompt) in enumerate(zip(workload.jobs, prompts, strict=True)):
         sampling = SamplingParams(
             temperature=workload.temperature, max_tokens=job.answer, ignore_eos=True
         )
-        prompt = tuple(dice.choices(range(vocab), k=job.prompt))
-        core.add(Request(f"{label}-{number}", prompt, sampling))
+        core.add(Request(f"{label}-{number}", tuple(prompt), sampling))
     began = time.perf_counter()
     produced = 0
     while core.has_work:
         produced += len(core.step())
     assert produced == sum(job.answer for job in workload.jobs)
     return time.perf_counter() - began
+
+
+def prompts_of(workload: Workload, label: str, vocab: int) -> list[list[int]]:
+    """The same beginning for all where the workload says so."""
+    dice = random.Random(label)
+    shared = dice.choices(range(vocab), k=workload.shared)
+    return [[*shared, *dice.choices(range(vocab), k=job.prompt)] for job in workload.jobs]
 
 
 def report(
@@ -218,14 +250,15 @@ def limit(core: EngineCore, workload: Workload, machine: Machine) -> float:
     the bytes of weights and KV, or by operations where these are more."""
     shape = core.shape
     body = shape.num_layers * shape.layer_parameters
-    weights = 2 * (body + shape.embedding_parameters)
-    kv = shape.kv_bytes_per_token(dtype="bfloat16")
+    parameters = body + shape.embedding_parameters
+    weights = machine.dtype.itemsize * parameters
+    kv = shape.kv_bytes_per_token(dtype=str(machine.dtype).removeprefix("torch."))
     pairs = 2 * shape.num_layers * shape.num_heads * shape.head_dim
     prefill = sum(2 * body * job.prompt + pairs * job.prompt**2 for job in workload.jobs)
     seconds = prefill / machine.operations
     for batch, resident in decode_steps(workload.jobs):
         moved = (weights + resident * kv) / machine.bandwidth
-        seconds += max(moved, (batch * weights + 2 * pairs * resident) / machine.operations)
+        seconds += max(moved, (2 * batch * parameters + 2 * pairs * resident) / machine.operations)
     return seconds
 
 
@@ -236,18 +269,16 @@ def decode_steps(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
         yield len(alive), sum(job.prompt + step for job in alive)
 
 
-def measure(device: torch.device) -> Machine:
+def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     size = 1 << (30 if device.type == "cuda" else 27)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * size / best_seconds(lambda: target.copy_(source), device)
     side = 8192 if device.type == "cuda" else 1024
-    left, right = (
-        torch.randn(side, side, device=device).to(torch.bfloat16).contiguous() for _ in range(2)
-    )
+    left, right = (torch.randn(side, side, device=device).to(dtype).contiguous() for _ in range(2))
     operations = 2 * side**3 / best_seconds(lambda: left @ right, device)
-    return Machine(name, bandwidth, operations)
+    return Machine(name, bandwidth, operations, dtype)
 
 
 def best_seconds(call: object, device: torch.device) -> float:
