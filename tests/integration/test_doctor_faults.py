@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .bed import Cluster
+from .bed import COMMAND_S, Cluster, brought_down, hang_a_rank
 from .conftest import MODEL, RunningTestbed
 
 pytestmark = pytest.mark.full
@@ -103,10 +103,30 @@ def test_a_fault_is_named(cluster: Cluster, usual: set[tuple[str, str]], case: C
     assert beside == []
 
 
+def test_a_rank_that_hangs_is_named(cluster: Cluster, usual: set[tuple[str, str]]) -> None:
+    """Where the cluster is up, `--deep` lets its devices compute together."""
+    struck = cluster.hosts[-1]
+    with brought_down(cluster):
+        cluster.ok("up", "--no-sanity")
+        began = time.monotonic()
+        with cluster.start("doctor", "--deep", "--json") as process:
+            hang_a_rank(cluster.testbed, struck)
+            out, err = process.communicate(timeout=COMMAND_S)
+        seconds = time.monotonic() - began
+    assert process.returncode == 1, err
+    failed = [one for one in json.loads(out)["findings"] if one["verdict"] == "fail"]
+    (named,) = [one for one in failed if one["check"] == "collective.whole"]
+    assert (named["host"], named["cause"]) == (struck, "rank-hung")
+    assert "rank 2" in named["message"]
+    record("rank-hung", named, seconds, len(failed) - 1)
+    assert failed == [named]
+
+
 def record(fault: str, named: dict[str, str], seconds: float, beside: int) -> None:
     """Its row in the page's table; a part of the matrix renews its own rows alone."""
     rows = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     seen = {"found_by": named["check"], "verdict": named["verdict"], "seconds": round(seconds, 1)}
     rows[fault] = {**seen, "beside": beside, "date": time.strftime("%Y-%m-%d")}
-    ordered = {case.fault: rows[case.fault] for case in CASES if case.fault in rows}
+    known = [*(case.fault for case in CASES), "rank-hung"]
+    ordered = {fault: rows[fault] for fault in known if fault in rows}
     ROWS.write_text(json.dumps(ordered, indent=1) + "\n")
