@@ -14,7 +14,7 @@ from engine.attention.base import KVLayout, Span, Turn, View
 from engine.attention.compiled import CompiledBackend
 from engine.attention.sdpa import SdpaBackend
 from engine.kernels import cpu
-from engine.layers.product import FEW_ROWS, Packed, Plain, fastest, quantised
+from engine.layers.product import FEW_ROWS, Packed, Plain, fastest, met_rows, quantised
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize(
@@ -142,6 +142,14 @@ def test_a_packed_matrix(dtype: torch.dtype, close: dict[str, float], rows: int)
     if dtype == torch.float32:
         torch.testing.assert_close(product(inputs, bias), expected, **close)
     assert product.nbytes == weight.nbytes
+
+
+def test_onednn_meets_few_numbers_of_rows() -> None:
+    """It keeps code for each: memory grew with every batch of another size."""
+    met = {rows: met_rows(rows) for rows in range(1, 2049)}
+    assert len(set(met.values())) == 40
+    assert all(rows <= more <= 1.25 * rows for rows, more in met.items())
+    assert all(met[1 << power] == 1 << power for power in range(12))
 
 
 def test_half_precision_is_left_as_it_is() -> None:

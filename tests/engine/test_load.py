@@ -20,7 +20,7 @@ from tests.engine.test_cli import running
 
 CLIENTS = 500
 TOKENS = 24
-ROUNDS = 3
+ROUNDS = 5
 PROMPTS = [f"client number {number} says" for number in range(20)]
 OPTIONS = ["--served-model-name", "tiny", "--max-num-seqs", "64"]
 
@@ -91,6 +91,6 @@ def test_five_hundred_streams_lose_no_page_no_answer_and_no_memory(
                 time.sleep(0.05)
             assert gauge(url, "engine:kv_blocks_free") == blocks
             resident.append(resident_kib(process.pid))
-        # The first wave fills caches; after it memory must not grow with what was served.
-        assert resident[-1] - resident[0] < 20_000
+        # The first waves fill caches; after them memory must not grow with what was served.
+        assert resident[-1] - resident[-3] < 20_000, resident
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
