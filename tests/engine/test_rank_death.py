@@ -163,7 +163,7 @@ def test_every_client_is_told_nothing_is_left_and_it_serves_again(
         assert set(outcomes) <= {"finished", "service_unavailable"}
         assert outcomes["service_unavailable"]
         if case.replicas == 1:
-            reason = httpx.get(f"{url}/ready", timeout=60).json()["error"]["message"]
+            reason = first_line(httpx.get(f"{url}/ready", timeout=60).json()["error"]["message"])
             assert process.wait() == 1
         else:
             reason = the_others_go_on(url)
@@ -187,7 +187,12 @@ def the_others_go_on(url: str) -> str:
     for _ in range(4):
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=60)
         assert answer.status_code == 200
-    return f"{dead['reason']} (the other replica goes on)"
+    return f"{first_line(dead['reason'])} (the other replica goes on)"
+
+
+def first_line(text: str) -> str:
+    """Ray says the rest of what it knows of a dead actor below."""
+    return text.partition("\n")[0]
 
 
 @pytest.mark.full
@@ -217,7 +222,8 @@ HEADINGS = (
 
 
 def here() -> str:
-    git = ["git", "-C", str(PAGE.parent), "rev-parse", "--short", "HEAD"]
+    """The commit that last changed the engine, and the day."""
+    git = ["git", "-C", str(PAGE.parents[1]), "log", "-1", "--format=%h", "--", "engine"]
     commit = subprocess.check_output(git, text=True).strip()
     return f"{commit}, {datetime.date.today()}"
 
