@@ -129,6 +129,14 @@ def test_a_port_that_is_taken(bed: Bed) -> None:
     assert "--port" in error["hint"]
 
 
+def test_a_firewall_between_the_ranks(bed: Bed) -> None:
+    with bed.testbed.fault(bed.testbed.hosts[0], "return-ports-blocked"):
+        soon = ("--", "--start-timeout-s", "60")
+        error = bed.refused(f"/models/{MODEL}", "--pp", "2", *soon)
+    assert "(ray-gcs-unreachable)" in error["message"]
+    assert f"{bed.testbed.addresses[bed.testbed.hosts[0]]}:6379" in error["message"]
+
+
 def test_a_rank_killed_while_it_loads(bed: Bed) -> None:
     worker = bed.testbed.hosts[1]
     killed = threading.Thread(target=_kill_a_rank, args=(bed, worker))
