@@ -120,7 +120,8 @@ def test_a_request_longer_than_the_model_allows(bed: Bed) -> None:
 
 def test_a_wrong_split_is_refused_with_the_legal_ones(bed: Bed) -> None:
     error = bed.refused(f"/models/{MODEL}", "--tp", "2")
-    assert "9 attention heads cannot be split over tp=2 (legal: 1, 3)" in error["message"]
+    refusal = "9 attention heads cannot be split over tp=2 (legal for this model: 1, 3)"
+    assert refusal in error["message"]
 
 
 def test_a_port_that_is_taken(bed: Bed) -> None:
