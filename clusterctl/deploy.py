@@ -12,7 +12,7 @@ from typing import Any
 from clusterctl import deployments, enginepackage, forecast, keys, modelcheck, software
 from clusterctl.deployments import POLL_S, PROBE_S, ask, on_head
 from clusterctl.enginepackage import EnginePackage
-from clusterctl.errors import ClusterctlError, NotReady, PreflightFailed
+from clusterctl.errors import NotReady, PreflightFailed
 from clusterctl.events import Event, Report, silent
 from clusterctl.fanout import fan_out
 from clusterctl.following import Following, OverTcp, PortTaken, tail
@@ -289,12 +289,8 @@ def _until_ready(session: Session, start: _Start, deadline: float, report: Repor
                 raise
             report(Event("warn", "serve", f"{taken.message}; once more with another"))
             start = start.again()
-        except NotReady:
-            raise
-        except ClusterctlError as error:
-            if start.plan.is_group or isinstance(error, OverTcp):
-                # A rank that has lost its peers does not always end by itself.
-                deployments.ask_to_stop(session, start.nodes, start.serve.name)
+        except OverTcp:
+            deployments.ask_to_stop(session, start.nodes, start.serve.name)
             raise
         else:
             break

@@ -547,6 +547,8 @@ def test_a_rank_that_fails_elsewhere_fails_the_deployment_and_ends_it(
         serve_vllm(group)
     assert caught.value.host == "gpu02"
     wait_until(lambda: with_vllm.state("tiny")["state"] == "failed")
+    wait_until(lambda: with_vllm.state("tiny", "gpu02")["state"] == "failed")
+    assert "gpu02" in with_vllm.state("tiny")["cause"]
 
 
 def test_a_group_whose_port_was_taken_starts_again_with_another(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 from engine.config import EngineConfig
 from engine.parallel import ParallelContext
@@ -37,10 +38,12 @@ def write_config(directory: Path) -> Path:
 
 class ScriptedRunner:
     """The n-th token is the n-th letter of the alphabet, in ASCII. `gate` holds every step back
-    while it is cleared (in-process ranks only)."""
+    while it is cleared; `begun` are the requests in the order in which they came (in-process
+    ranks only)."""
 
     gate = threading.Event()
     gate.set()
+    begun: ClassVar[list[str]] = []
 
     def __init__(self, config: EngineConfig, shape: ModelShape, parallel: ParallelContext) -> None:
         self.parallel = parallel
@@ -58,6 +61,8 @@ class ScriptedRunner:
     def execute(self, step: Step) -> StepResult | None:
         self.gate.wait()
         for request in step.requests:
+            if request.request_id not in self.begun:
+                self.begun.append(request.request_id)
             if RAISE in request.token_ids:
                 raise ArithmeticError("told to")
             assert max(request.blocks) < self.num_blocks

@@ -226,7 +226,7 @@ def test_a_driver_needs_no_main_guard_and_leaves_no_orphan_when_it_is_killed(
 
 
 def test_mp_environment_keeps_what_the_operator_set() -> None:
-    ours = rank_environment({"OMP_NUM_THREADS": "7", "HOME": "/h"}, world_size=1)
+    ours = rank_environment({"OMP_NUM_THREADS": "7", "HOME": "/h"}, ranks=1)
     assert ours["OMP_NUM_THREADS"] == "7"
     assert ours["GLOO_SOCKET_IFNAME"] == "lo"
     assert ours["HOME"] == "/h"

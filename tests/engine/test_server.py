@@ -465,11 +465,11 @@ def test_a_full_queue_refuses_with_the_time_to_come_again(
 def test_the_more_urgent_of_two_that_wait_is_answered_first(
     model: Path, closed_gate: threading.Event
 ) -> None:
-    ended: list[int] = []
+    names: dict[int, str] = {}
 
     def ask(served: Served, priority: int) -> None:
-        served.post("/v1/completions", prompt=[5], max_tokens=3, priority=priority)
-        ended.append(priority)
+        said = served.post("/v1/completions", prompt=[5], max_tokens=3, priority=priority)
+        names[priority] = said.json()["id"]
 
     with serving(model, SCRIPTED, {"max_num_seqs": 1}) as served:
         threads = [threading.Thread(target=ask, args=(served, n)) for n in (0, 5, -1)]
@@ -479,7 +479,8 @@ def test_the_more_urgent_of_two_that_wait_is_answered_first(
         closed_gate.set()
         for thread in threads:
             thread.join()
-    assert ended == [0, -1, 5]
+    begun = [name for name in ScriptedRunner.begun if name.startswith(tuple(names.values()))]
+    assert [name[: len(names[0])] for name in begun] == [names[n] for n in (0, -1, 5)]
 
 
 @pytest.mark.parametrize("announced", [True, False])
