@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1]
 
 Batch = Sequence[tuple[Sequence[int], int]]  # prompt, and how many tokens its answer has
+
+
+def vllm(model: str, dtype: str, runs: Sequence[Batch]) -> list[float]:
+    """Seconds of each run. Compiled, on two threads, prefix cache off: every prompt is new."""
+    made = [sys.executable, str(SCRIPTS / "vllm-cpu")]
+    command = subprocess.run(made, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    options = {
+        "model": model,
+        "dtype": dtype,
+        "max_model_len": 1024,
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 2048,
+        "enable_prefix_caching": False,
+    }
+    settings = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    peer = [str(Path(command).with_name("python")), str(Path(__file__).with_name("vllm_peer.py"))]
+    shown = " ".join([*(f"{k}={v}" for k, v in settings.items()), *peer])
+    print(f"vllm-cpu: {shown} <<< {json.dumps(options)}", flush=True)
+    done = subprocess.run(
+        peer,
+        input=json.dumps({"options": options, "runs": runs, "temperature": 0.0}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+    )
+    if done.returncode:
+        sys.exit(f"vllm-cpu failed:\n{done.stderr[-2000:]}")
+    seconds: list[float] = json.loads(done.stdout)
+    return seconds
 
 
 def transformers(model: str, dtype: str, runs: Sequence[Batch]) -> list[float]:
@@ -28,4 +64,4 @@ def transformers(model: str, dtype: str, runs: Sequence[Batch]) -> list[float]:
     return seconds
 
 
-PEERS = {"transformers": transformers}
+PEERS = {"vllm": vllm, "transformers": transformers}
