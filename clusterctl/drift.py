@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 
 from clusterctl import deployments, hoststate, modelcheck
 from clusterctl.config import spec_from_dict
-from clusterctl.containers import LABEL_NODE, LABEL_SPEC_HASH, ContainerSpec, spec_hash
+from clusterctl.containers import LABEL_SPEC_HASH, ContainerSpec, spec_hash
 from clusterctl.deployments import on_head
 from clusterctl.errors import NotReady
 from clusterctl.events import Report
 from clusterctl.facts.types import HostFacts
-from clusterctl.launch import NodePlan, Place, container_for
+from clusterctl.launch import NodePlan, Place, container_for, container_of
 from clusterctl.members import members
 from clusterctl.planning import SPEC_FILE, Prospect, left_behind, prospect
 from clusterctl.runtime import SeenContainer
@@ -110,10 +110,6 @@ def of_weights(host: str, deployment: Deployment, was: str, files: ModelFiles) -
     if now != was:
         fix = f"clusterctl model verify {deployment.model}"
         yield Drift(host, f"weights of {deployment.name}", was, now, fix)
-
-
-def container_of(place: Place, name: str) -> SeenContainer | None:
-    return next((one for one in place.containers if one.labels.get(LABEL_NODE) == name), None)
 
 
 def of_container(

@@ -351,10 +351,15 @@ def _with_devices(
     return replace(container, gpus=",".join(str(index) for index in range(expected.devices)))
 
 
+def container_of(place: Place, name: str) -> SeenContainer | None:
+    """The container of this node on its host, whatever its state."""
+    return next((one for one in place.containers if one.labels.get(LABEL_NODE) == name), None)
+
+
 def _decide(spec: ClusterSpec, node: NodeSpec, places: Mapping[str, Place]) -> NodePlan:
     place = places[node.name]
     wanted = container_for(spec, node, place, places[spec.head].address)
-    seen = next((one for one in place.containers if one.labels.get(LABEL_NODE) == node.name), None)
+    seen = container_of(place, node.name)
     action, reason = _judge(wanted, seen, place.image_id)
     return NodePlan(
         expected=expected_node(spec, node, place),
