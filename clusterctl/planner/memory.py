@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from clusterctl.planner.cache import BLOCK, CacheGroups, cache_groups
 from clusterctl.planner.gpus import GIB, Gpu
-from engine.shapes import (
-    BLOCK,
-    DTYPE_BYTES,
-    CacheGroups,
-    ModelShape,
-    ShapeError,
-    cache_groups,
-    even_partition,
-    rank_bytes,
-    stage_layers,
-)
+from clusterctl.planner.tensors import rank_bytes
+from engine.shapes import DTYPE_BYTES, ModelShape, ShapeError, stage_layers
 
 LARGE_GPU = 70 * GIB
 """From here on vLLM computes 8192 tokens a step by default and keeps 1024 requests; on smaller ones
@@ -194,6 +186,15 @@ def memory_of(
     step = settings.step_tokens(gpus[0])
     kept = 1 if settings.engine == "vllm" else 0
     return Memory(shape, split, stages, groups, length, step, kept)
+
+
+def even_partition(layers: int, pp: int) -> tuple[int, ...]:
+    """vLLM's split (`get_pp_indices` of vllm/distributed/utils.py): what does not divide goes one
+    layer each to the stages before the last, from the back."""
+    sizes = [layers // pp] * pp
+    for back in range(2, layers % pp + 2):
+        sizes[-back] += 1
+    return tuple(sizes)
 
 
 def _stage(

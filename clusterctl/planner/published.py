@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterctl.errors import ConfigError
+from clusterctl.planner.tensors import checkpoint_bytes
 from engine.shapes import (
     DTYPE_BYTES,
     ModelShape,
     ShapeError,
-    checkpoint_bytes,
     named_quantisation,
     parse_shape,
     read_config,

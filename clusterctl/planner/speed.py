@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from clusterctl.planner.gpus import Gpu, Hardware
 from clusterctl.planner.legality import spans_nodes
 from clusterctl.planner.memory import Memory
-from engine.shapes import DTYPE_BYTES, ModelShape, parameters, rank_bytes
+from clusterctl.planner.tensors import parameters, rank_bytes
+from engine.shapes import DTYPE_BYTES, ModelShape
 
 # GB/s one way, assumed where nothing was measured.
 LINKED = 450.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from clusterctl.planner.gpus import Gpu
 from clusterctl.planner.memory import Settings, Split, memory_of
-from engine.shapes import ModelShape, rank_bytes
+from clusterctl.planner.tensors import rank_bytes
+from engine.shapes import ModelShape
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ The one place for this arithmetic: the engine builds its layers from it, the pla
 """
 
 from engine.shapes.architectures import ARCHITECTURES, check_architecture
-from engine.shapes.cache import BLOCK, CacheGroups, cache_groups
 from engine.shapes.config import check_runnable, parse_shape, read_config, read_shape
 from engine.shapes.errors import ShapeError
 from engine.shapes.model import (
@@ -12,43 +11,31 @@ from engine.shapes.model import (
     NO_EXPERTS,
     Experts,
     LatentAttention,
+    LayerKind,
     LinearAttention,
     ModelShape,
     RopeScaling,
 )
-from engine.shapes.partition import even_partition, pipeline_partition, stage_layers
+from engine.shapes.partition import pipeline_partition, stage_layers
 from engine.shapes.quantisation import Quantisation, named_quantisation
-from engine.shapes.tensors import (
-    checkpoint_bytes,
-    checkpoint_parameters,
-    parameters,
-    rank_bytes,
-)
 
 __all__ = [
     "ARCHITECTURES",
-    "BLOCK",
     "DTYPE_BYTES",
     "NO_EXPERTS",
-    "CacheGroups",
     "Experts",
     "LatentAttention",
+    "LayerKind",
     "LinearAttention",
     "ModelShape",
     "Quantisation",
     "RopeScaling",
     "ShapeError",
-    "cache_groups",
     "check_architecture",
     "check_runnable",
-    "checkpoint_bytes",
-    "checkpoint_parameters",
-    "even_partition",
     "named_quantisation",
-    "parameters",
     "parse_shape",
     "pipeline_partition",
-    "rank_bytes",
     "read_config",
     "read_shape",
     "stage_layers",

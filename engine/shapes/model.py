@@ -42,7 +42,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """A mixture of MLPs. `layers` have it in place of the dense MLP (beside it: `beside_dense`).
+    """A mixture of MLPs. `layers` have it in place of the dense MLP.
 
     `renormalise`: the chosen experts' weights are scaled to sum to one.
     `shared_size`: columns of all always-on experts together; `latent_size`: the width that tokens
@@ -59,7 +59,6 @@ class Experts:
     bias: bool = False
     gated: bool = True
     renormalise: bool = True
-    beside_dense: bool = False
     latent_size: int | None = None
 
     def held_whole(self, rank: int, ranks: int) -> range:

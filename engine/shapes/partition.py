@@ -17,15 +17,6 @@ def pipeline_partition(layers: int, extra_costs: tuple[float, ...]) -> tuple[int
     return tuple(sizes)
 
 
-def even_partition(layers: int, pp: int) -> tuple[int, ...]:
-    """vLLM's split (`get_pp_indices` of vllm/distributed/utils.py): what does not divide goes one
-    layer each to the stages before the last, from the back."""
-    sizes = [layers // pp] * pp
-    for back in range(2, layers % pp + 2):
-        sizes[-back] += 1
-    return tuple(sizes)
-
-
 def stage_layers(partition: tuple[int, ...], stage: int) -> range:
     """The global indices of the layers that `stage` holds."""
     first = sum(partition[:stage])

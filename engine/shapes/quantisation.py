@@ -23,8 +23,7 @@ class Quantisation:
     `scale_bytes` 0: one scale a matrix, too small to count.
 
     `ignored`: patterns of module names that stay in the checkpoint's dtype, as the field
-    `modules_to_not_convert`, `ignore` or `exclude_modules` writes them. `experts_only`: the
-    routed experts alone are quantised.
+    `modules_to_not_convert`, `ignore` or `exclude_modules` writes them.
     """
 
     method: str
@@ -34,7 +33,6 @@ class Quantisation:
     scale_bytes: float = 0
     zero_bits: float = 0
     ignored: tuple[str, ...] = ()
-    experts_only: bool = False
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Of one [rows, columns] weight with its scales."""

@@ -17,7 +17,8 @@ from clusterctl.planner.live import cpu_hardware
 from clusterctl.planner.memory import Settings, Split, memory_of
 from clusterctl.planner.published import find_model, table
 from clusterctl.planner.strategy import Asked, Planned, make_plans
-from engine.shapes import ModelShape, parameters, parse_shape, rank_bytes
+from clusterctl.planner.tensors import parameters, rank_bytes
+from engine.shapes import ModelShape, parse_shape
 
 GIB = 1 << 30
 

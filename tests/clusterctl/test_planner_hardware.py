@@ -17,8 +17,9 @@ from clusterctl.planner.live import cpu_hardware, hardware_of, rdma_between
 from clusterctl.planner.memory import Settings, Split
 from clusterctl.planner.published import Model, find_model
 from clusterctl.planner.strategy import Asked, make_plans
+from clusterctl.planner.tensors import checkpoint_bytes
 from clusterctl.planner.uneven import by_bandwidth, by_memory
-from engine.shapes import ModelShape, checkpoint_bytes
+from engine.shapes import ModelShape
 
 GIB = 1 << 30
 H200 = Path(__file__).parents[1] / "data/facts/h200.txt"

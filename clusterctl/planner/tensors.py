@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from engine.shapes.model import DTYPE_BYTES, Experts, LatentAttention, LinearAttention, ModelShape
+from engine.shapes import DTYPE_BYTES, Experts, LatentAttention, LinearAttention, ModelShape
 
 Place = Literal["embedding", "layer", "head", "draft"]
 Cut = Literal["tp", "kv", "vocab", "expert", "whole"]
@@ -59,11 +59,6 @@ def tensors(shape: ModelShape) -> Iterator[tuple[Place, int, Tensor]]:
             yield "draft", draft, tensor
 
 
-def checkpoint_parameters(shape: ModelShape) -> int:
-    """Of the whole checkpoint, draft layers included."""
-    return sum(tensor.parameters for _, _, tensor in tensors(shape))
-
-
 def parameters(shape: ModelShape) -> int:
     """Of the model as its name counts them: draft layers aside."""
     return sum(t.parameters for place, _, t in tensors(shape) if place != "draft")
@@ -88,7 +83,7 @@ def rank_bytes(shape: ModelShape, layers: range, tp: int, ep: int = 1) -> int:
         if (layer in layers if place == "layer" else held[place])
     )
     if shape.tie_embeddings and held["head"] and not held["embedding"]:
-        head = _tied_head(shape)
+        head = _table("lm_head", shape.vocab_size, shape.embedding_size or shape.hidden_size)
         total += _share(shape, head, _bytes(shape, head), tp, ep)
     return total
 
@@ -117,10 +112,6 @@ def _padding(shape: ModelShape, tp: int, ep: int) -> float:
 
 def _rounded(size: int, unit: int) -> int:
     return -(-size // unit) * unit
-
-
-def _tied_head(shape: ModelShape) -> Tensor:
-    return _table("lm_head", shape.vocab_size, shape.embedding_size or shape.hidden_size)
 
 
 def _share(shape: ModelShape, tensor: Tensor, whole: int, tp: int, ep: int) -> int:
@@ -152,10 +143,9 @@ def _layer(shape: ModelShape, layer: int) -> Iterator[Tensor]:
     yield _vector(f"{prefix}.input_layernorm", norms)
     yield from _mixer(shape, layer, f"{prefix}.self_attn")
     experts = shape.experts
-    sparse = experts is not None and layer in experts.layers
-    if experts is not None and sparse:
+    if experts is not None and layer in experts.layers:
         yield from _sparse(shape, experts, f"{prefix}.mlp")
-    if (not sparse or (experts is not None and experts.beside_dense)) and shape.has_mlp(layer):
+    elif shape.has_mlp(layer):
         yield from _mlp(shape, f"{prefix}.mlp")
 
 

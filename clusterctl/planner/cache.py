@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from engine.shapes.model import DTYPE_BYTES, LayerKind, ModelShape
+from engine.shapes import DTYPE_BYTES, LayerKind, ModelShape
 
 BLOCK = 16
 
