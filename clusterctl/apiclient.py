@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from clusterctl.errors import ClusterctlError, NotReady, Unreachable
+from clusterctl.errors import ClusterctlError, ConfigError, NotReady, Unreachable
 from clusterctl.secret import Secret
 
 CONNECT_S = 10.0
@@ -27,17 +29,45 @@ class Piece:
     usage: Mapping[str, int] | None = None
 
 
+def only(certificate: str) -> ssl.SSLContext:
+    """Who has the key of this very certificate (PEM) is trusted, under whatever name it is called,
+    and nobody else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+def signed_by(file: Path) -> ssl.SSLContext:
+    """Servers whose certificate the authority in `file` has signed, under their own names. Raises
+    ConfigError."""
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # what ssl raises for its content too
+        raise ConfigError(f"{file} holds no certificates in PEM: {error}") from error
+
+
 class ApiClient:
     """`url` ends in /v1. `silence`: the longest wait in seconds for a next word; a long prompt of
-    a busy engine takes its time. Any thread may use it."""
+    a busy engine takes its time. `trust` None: the authorities that the world trusts. Any thread
+    may use it."""
 
-    def __init__(self, url: str, key: Secret | None, *, silence: float = 300.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: Secret | None,
+        *,
+        trust: ssl.SSLContext | None = None,
+        silence: float = 300.0,
+    ) -> None:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
         self._http = httpx.Client(
             headers=headers,
             timeout=httpx.Timeout(silence, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            verify=True if trust is None else trust,
             trust_env=False,  # a proxy is for the outside, never for one's own cluster
         )
 
@@ -96,7 +126,11 @@ class ApiClient:
                 hint="clusterctl ps tells whether a token still comes back",
             ) from error
         except httpx.TransportError as error:
-            raise Unreachable(f"{self.url}: {error or type(error).__name__}") from error
+            strange = "CERTIFICATE_VERIFY_FAILED" in str(error)
+            raise Unreachable(
+                f"{self.url}: {error or type(error).__name__}",
+                hint="--ca-file with its authority's certificate" if strange else None,
+            ) from error
 
 
 def _piece(event: Mapping[str, Any], at: float, text_of: Any) -> Piece:

@@ -20,7 +20,8 @@ from clusterctl.forecast import Forecast
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
 from clusterctl.secret import Secret
-from clusterctl.serving import modelfiles, native, transports, vllm
+from clusterctl.serving import door, modelfiles, native, transports, vllm
+from clusterctl.serving.door import TlsFiles
 from clusterctl.serving.placement import Contents, Devices, Placement, choose_engine, place
 from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.serving.records import Deployment
@@ -31,7 +32,6 @@ from clusterctl.supervised import Liveness, Restart, spec_document
 START_S = 15.0  # the supervisor looks several times a second
 GROUP_STARTS = 3  # of a group whose port was taken by somebody else meanwhile
 PORTS_TRIED = 64
-EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,12 @@ class _Start:
     @property
     def url(self) -> str:
         host = self.site.host
-        reached_at = self.head.node.address if host in EVERYWHERE else host
-        return f"http://{reached_at}:{self.serve.port}/v1"
+        reached_at = self.head.node.address if host in door.EVERYWHERE else host
+        return f"{'https' if self.site.tls else 'http'}://{reached_at}:{self.serve.port}/v1"
+
+    @property
+    def certificate(self) -> str:
+        return self.serve.tls.own_certificate if self.serve.tls else ""
 
     def again(self) -> _Start:
         """The same once more, with another port for the group."""
@@ -106,11 +110,13 @@ def serve(
     if start.placement.engine == native.ENGINE:
         _deliver(session, start, package)
     report(Event("done", "check", str(start.placement)))
+    if warning := door.in_the_clear(spec):
+        report(Event("warn", "serve", warning))
     generated, key = None, spec.api_key
     if key is None:
         generated = keys.generate(session.spec.name, spec.name, env)
         key = generated.secret
-    _write_key(start, key)
+    _write_secrets(start, key)
     if detach:
         _begin(session, start, report)
     else:
@@ -184,11 +190,16 @@ def _site(
         package_directory=f"{home}/{package.name}",
         key_file=f"{home}/secrets/{spec.name}.key",
         ray_address=head.ray_address,
-        host=spec.host or head.node.address,  # private, unless asked otherwise
+        host=door.listens_on(spec, head.node.address),
         owner=native.owner(session.spec.name, spec.name),
         env=_nccl_tells(session, spec, head),
         master_port=_free_port(head, first) if len(nodes) > 1 else first,
+        tls=_tls_files(f"{home}/secrets/{spec.name}") if spec.tls else None,
     )
+
+
+def _tls_files(path: str) -> TlsFiles:
+    return TlsFiles(f"{path}.crt", f"{path}.tls-key")
 
 
 def _nccl_tells(session: Session, spec: ServeSpec, head: Member) -> Mapping[str, str]:
@@ -274,8 +285,12 @@ def _check_port(start: _Start) -> None:
 # --- starting ------------------------------------------------------------------------------------
 
 
-def _write_key(start: _Start, key: Secret) -> None:
+def _write_secrets(start: _Start, key: Secret) -> None:
     deployments.put(start.head, start.site.key_file, key.reveal().encode() + b"\n", mode=0o600)
+    tls, files = start.serve.tls, start.site.tls
+    if tls is not None and files is not None:
+        deployments.put(start.head, files.certificate, tls.certificate.encode())
+        deployments.put(start.head, files.key, tls.key.reveal().encode(), mode=0o600)
 
 
 def _until_ready(session: Session, start: _Start, deadline: float, report: Report) -> _Start:
@@ -331,6 +346,7 @@ def _put_info(start: _Start, ready: Following | None) -> None:
         "address": start.site.host,
         "port": serve.port,
         "api_key_file": start.site.key_file,
+        "certificate": start.certificate,
         "kv_cache_tokens": tokens,
         "weights": start.weights,
         "prediction": start.forecast.document(tokens),
@@ -350,9 +366,13 @@ def _spec(start: _Start, node: str) -> dict[str, Any]:
         owner=start.site.owner,
         group=start.placement.nodes if start.plan.is_group else (),
         nodes=[member.node for member in start.ranks] if over_ray else (),
-        liveness=Liveness(start.url, start.site.key_file) if node == start.head.name else None,
+        liveness=_liveness(start) if node == start.head.name else None,
         restart=Restart() if node == start.head.name else None,
     )
+
+
+def _liveness(start: _Start) -> Liveness:
+    return Liveness(start.url, start.site.key_file, certificate=start.certificate)
 
 
 def _await_start(member: Member, name: str, generation: int) -> None:

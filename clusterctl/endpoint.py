@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from clusterctl import deployments
-from clusterctl.apiclient import ApiClient
-from clusterctl.errors import ClusterctlError
+from clusterctl.apiclient import ApiClient, only, signed_by
+from clusterctl.errors import ClusterctlError, ConfigError
 from clusterctl.events import Report
 from clusterctl.members import Member, head_of
 from clusterctl.secret import Secret
@@ -27,15 +28,20 @@ def api(
     key: Secret | None,
     spec: Callable[[], ClusterSpec],
     report: Report,
+    ca_file: Path | None = None,
 ) -> Iterator[tuple[ApiClient, str]]:
     """A client of a URL, or of a deployment by name (None: the only one), and its first model.
 
-    A deployment is reached over SSH, with the key that lies on its head unless one is given.
+    A deployment is reached over SSH, with the key that lies on its head unless one is given, and
+    must show the certificate that it was served with. `ca_file`: who has signed that of a URL.
     """
     if target is not None and is_url(target):
-        with ApiClient(with_version(target), key) as client:
+        trust = signed_by(ca_file) if ca_file else None
+        with ApiClient(with_version(target), key, trust=trust) as client:
             yield client, first_model(client)
         return
+    if ca_file is not None:
+        raise ConfigError("--ca-file belongs to a URL", hint="a deployment's certificate is known")
     wanted = spec()
     with Session.connect(wanted, names=[wanted.head], report=report) as session:
         head = head_of(session)
@@ -43,7 +49,11 @@ def api(
         forward = to_api(wanted.head, chosen, 0)
         with (
             forwarded(session.head, forward, report) as here,
-            ApiClient(f"http://{HERE}:{here.local_port}/v1", key or key_of(head, chosen)) as client,
+            ApiClient(
+                f"{here.scheme}://{HERE}:{here.local_port}/v1",
+                key or key_of(head, chosen),
+                trust=only(chosen.certificate) if chosen.certificate else None,
+            ) as client,
         ):
             yield client, first_model(client)
 

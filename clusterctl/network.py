@@ -195,7 +195,8 @@ def _refuse_public(spec: ClusterSpec, option: Option, *, asked: bool) -> None:
         raise PreflightFailed(
             f"{option.ip} is a public address: Ray and NCCL would listen on the internet",
             host=option.node.name,
-            hint="choose a private one, or allow it: network: {allow_public_address: true}",
+            hint="choose a private one, or --allow-public-address (in cluster.yaml: network: "
+            "{allow_public_address: true})",
         )
 
 
@@ -236,7 +237,10 @@ def _way_out(spec: ClusterSpec, seen: Mapping[str, Sequence[Option]]) -> str:
     networks = [{o.network for o in own if not o.ip.is_loopback} for own in seen.values()]
     unused = [o for own in seen.values() for o in own if o.network in set.intersection(*networks)]
     if any(option.ip.is_global for option in unused):
-        return "to use their public network: network: {allow_public_address: true}"
+        return (
+            "to use their public network: --allow-public-address (in cluster.yaml: network: "
+            "{allow_public_address: true})"
+        )
     if unused and unused[0].interface.is_virtual and not spec.network.interface:
         return f"to use it all the same: network: {{interface: {unused[0].interface.name}}}"
     if spec.network.interface or spec.network.subnet:

@@ -144,6 +144,15 @@ ApiKeyFile = Annotated[
         show_default=False,
     ),
 ]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        help="Of an https URL: the authority (PEM) that signed its certificate.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what cannot be undone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
@@ -204,6 +213,7 @@ def load_spec(
     env: Sequence[str] | None = None,
     ssh_config: str | None = None,
     accept_new_host_keys: bool = False,
+    allow_public_address: bool = False,
 ) -> ClusterSpec:
     """The cluster that these flags mean. Raises ConfigError."""
     from clusterctl import config as configuration
@@ -220,6 +230,7 @@ def load_spec(
         env=tuple(env or ()),
         ssh_config=ssh_config,
         accept_new_host_keys=accept_new_host_keys or None,
+        allow_public_address=allow_public_address,
     )
     return configuration.load_spec(flags).spec
 

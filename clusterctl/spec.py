@@ -149,13 +149,29 @@ class ClusterSpec:
 
 
 @dataclass(frozen=True)
+class TlsSpec:
+    """By what a server shows itself, as PEM: its certificate, those of its issuers behind it, and
+    its private key. `names`: the hosts and addresses that the certificate speaks for."""
+
+    certificate: str
+    key: Secret
+    names: tuple[str, ...] = ()
+
+    @property
+    def own_certificate(self) -> str:
+        """Without those of its issuers."""
+        end = "-----END CERTIFICATE-----"
+        return self.certificate.partition(end)[0] + f"{end}\n"
+
+
+@dataclass(frozen=True)
 class ServeSpec:
     """One deployment as asked for. `extra` is what stood after `--`, untouched. `open_sizes`: those
     that nobody asked for, and the plan may choose.
 
     `dp` replicas of tp x pp ranks behind one address; `ep`: the experts lie whole on the ranks, not
     in slices; `dcp`: a token's cache is spread over so many tensor ranks. `allow_tcp`: tensor ranks
-    of several nodes may speak TCP.
+    of several nodes may speak TCP. `expose`: the API may listen on more than private addresses.
     """
 
     model: str
@@ -173,6 +189,8 @@ class ServeSpec:
     served_model_name: str | None = None
     host: str | None = None
     port: int = 8000
+    expose: bool = False
+    tls: TlsSpec | None = None
     api_key: Secret | None = None
     timeout: float = 600.0
     allow_tcp: bool = False

@@ -28,13 +28,14 @@ LOOK_EVERY_S = 10.0
 @dataclass(frozen=True)
 class Forward:
     """A port of a host, as it is reached from that host itself, and the one on this machine that
-    stands for it. `local_port` 0: any that is free."""
+    stands for it. `local_port` 0: any that is free. `scheme`: of a URL that leads there."""
 
     what: str
     host: str
     address: str
     port: int
     local_port: int
+    scheme: str = "http"
 
 
 def to_api(head: str, deployment: Deployment, local_port: int | None) -> Forward:
@@ -43,7 +44,7 @@ def to_api(head: str, deployment: Deployment, local_port: int | None) -> Forward
     if at.hostname is None or at.port is None:
         raise ValueError(f"no address in {deployment.url}")
     here = free_port(at.port) if local_port is None else local_port
-    return Forward(deployment.name, head, at.hostname, at.port, here)
+    return Forward(deployment.name, head, at.hostname, at.port, here, at.scheme)
 
 
 def to_dashboard(spec: ClusterSpec) -> Forward:

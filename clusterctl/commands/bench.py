@@ -11,7 +11,7 @@ import typer
 from clusterctl import console
 from clusterctl.errors import ClusterctlError, ConfigError
 from clusterctl.events import Event
-from clusterctl.options import ApiKeyFile, ClusterName, ConfigFile, Json, load_spec
+from clusterctl.options import ApiKeyFile, CaFile, ClusterName, ConfigFile, Json, load_spec
 
 if TYPE_CHECKING:
     from clusterctl.benchmark import Level
@@ -48,6 +48,7 @@ def bench(
         typer.Option("--plot", metavar="FILE", help="Write a .png or .svg.", show_default=False),
     ] = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     config: ConfigFile = None,
     cluster: ClusterName = None,
     as_json: Json = False,
@@ -74,6 +75,7 @@ def bench(
             key.secret if key else None,
             lambda: load_spec(config=config, cluster=cluster),
             report,
+            ca_file,
         ) as (client, first),
     ):
         served = model or first

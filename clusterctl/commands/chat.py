@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clusterctl import console
-from clusterctl.options import ApiKeyFile, ClusterName, ConfigFile, load_spec
+from clusterctl.options import ApiKeyFile, CaFile, ClusterName, ConfigFile, load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +42,7 @@ def chat(
         int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Of one answer.")
     ] = None,
     api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     config: ConfigFile = None,
     cluster: ClusterName = None,
 ) -> None:
@@ -64,6 +65,7 @@ def chat(
         key.secret if key else None,
         lambda: load_spec(config=config, cluster=cluster),
         silent,
+        ca_file,
     ) as (client, first):
         lines = [message] if message is not None else asked()
         given = {name: value for name, value in params.items() if value is not None}

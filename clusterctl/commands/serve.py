@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -14,7 +16,7 @@ from clusterctl import console
 from clusterctl.errors import ConfigError
 from clusterctl.options import ClusterName, ConfigFile, DryRun, Json, load_spec
 from clusterctl.serving.phases import BLOCK_TOKENS
-from clusterctl.spec import ServeSpec
+from clusterctl.spec import ServeSpec, TlsSpec
 from clusterctl.transport.base import shell_line
 
 if TYPE_CHECKING:
@@ -89,6 +91,22 @@ def serve(
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535)] = ServeSpec.port,
+    expose: Annotated[
+        bool,
+        typer.Option("--expose", help="Listen on all addresses of the head, public ones too."),
+    ] = ServeSpec.expose,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            help="Serve https: the certificate (PEM), its issuers' behind it.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE", help="The private key (PEM) of --tls-cert."),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -123,7 +141,7 @@ def serve(
       clusterctl serve meta-llama/Llama-3.1-70B --tp 8 --pp 2 -- --max-num-seqs 128
       clusterctl serve meta-llama/Llama-3.1-70B --engine vllm --executor mp --tp 8 --pp 2 --dry-run
     """
-    from clusterctl import deploy, keys
+    from clusterctl import certificate, deploy, keys
     from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
@@ -145,6 +163,8 @@ def serve(
         served_model_name=served_model_name,
         host=host,
         port=port,
+        expose=expose,
+        tls=certificate.load(tls_cert, tls_key, datetime.now(timezone.utc)),
         api_key=key.secret if key else None,
         timeout=timeout,
         allow_tcp=allow_tcp,
@@ -168,7 +188,7 @@ def serve(
     if dry_run:
         show_plan(planned, as_json=as_json)
         return
-    show(asked, served, key or served.generated, as_json=as_json)
+    show(asked, served, key or served.generated, tls_cert, as_json=as_json)
     console.timeline(report.stages, run.before.stages if run.before else ())
 
 
@@ -184,11 +204,24 @@ def deployment_name(model: str) -> str:
     return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-.") or "model"
 
 
+# Where the API is and what opens it is ours to know: readiness and liveness go there.
+OURS = {
+    "--host": "--host or --expose",
+    "--port": "--port",
+    "--api-key": "--api-key-file: a command line can be read by everybody on the host",
+    "--ssl-certfile": "--tls-cert",
+    "--ssl-keyfile": "--tls-key",
+}
+
+
 def checked_flags(flags: list[str]) -> tuple[str, ...]:
     if flags and not flags[0].startswith("-"):
         raise ConfigError(
             f"unexpected argument {flags[0]!r}", hint="the engine's own flags go after --"
         )
+    for flag in flags:
+        if ours := OURS.get(flag.partition("=")[0]):
+            raise ConfigError(f"{flag.partition('=')[0]} after --", hint=f"before it: {ours}")
     return tuple(flags)
 
 
@@ -227,7 +260,14 @@ def show_choice(plan: ServePlan) -> None:
     console.line(f"executor: {placement.executor} ({placement.why_executor})")
 
 
-def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool) -> None:
+def show(
+    asked: ServeSpec,
+    served: Served,
+    key: ApiKey | None,
+    tls_cert: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     deployment = served.deployment
     if as_json:
         extra = {
@@ -248,8 +288,10 @@ def show(asked: ServeSpec, served: Served, key: ApiKey | None, *, as_json: bool)
     if served.generated is not None:
         console.line(f"API key: {served.generated.secret.reveal()}")
         console.line(f"         generated, shown this once, kept in {served.generated.file}")
+    if asked.tls is not None and (note := names_note(asked.tls, deployment.url)):
+        console.note(note)
     if key is not None:
-        console.line(curl_line(asked, deployment.url, key))
+        console.line(curl_line(asked, deployment.url, key, tls_cert))
 
 
 def foretold(deployment: Deployment) -> str:
@@ -260,10 +302,36 @@ def foretold(deployment: Deployment) -> str:
     return f" (predicted {said['kv_cache_tokens']:,}: {said['difference']:+.1%})"
 
 
-def curl_line(asked: ServeSpec, url: str, key: ApiKey) -> str:
+def curl_line(asked: ServeSpec, url: str, key: ApiKey, tls_cert: Path | None = None) -> str:
     model = asked.served_model_name or asked.model
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return (
-        f'curl {url}/chat/completions -H "Authorization: Bearer {key.for_shell}" '
+        f"curl {curl_target(asked, url, tls_cert)}/chat/completions "
+        f'-H "Authorization: Bearer {key.for_shell}" '
         f"-H 'Content-Type: application/json' -d '{body}'"
     )
+
+
+def names_note(tls: TlsSpec, url: str) -> str | None:
+    """Where clients that check names, as all do, would refuse the URL as it is."""
+    host = urlsplit(url).hostname
+    if host in tls.names:
+        return None
+    names = ", ".join(tls.names) or "no host at all"
+    return f"the certificate speaks for {names}, not for {host}: clients must call it by its name"
+
+
+def curl_target(asked: ServeSpec, url: str, tls_cert: Path | None) -> str:
+    """The URL, and how curl comes to trust whom it finds there: by a name that the certificate
+    bears, wherever that leads."""
+    if asked.tls is None or tls_cert is None:
+        return url
+    from clusterctl.certificate import name_for
+
+    at = urlsplit(url)
+    trusting = f"--cacert {shell_line([str(tls_cert.absolute())])}"
+    name = name_for(asked.tls, at.hostname or "")
+    if name in (None, at.hostname):
+        return f"{trusting} {url}"
+    there = f"{name}:{at.port}"
+    return f"{trusting} --resolve {there}:{at.hostname} https://{there}{at.path}"

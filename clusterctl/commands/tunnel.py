@@ -87,7 +87,7 @@ def show(ready: Sequence[Forward], as_json: bool) -> None:
     rows = [
         {
             "name": one.what,
-            "url": f"http://127.0.0.1:{one.local_port}{'' if one.what == 'dashboard' else '/v1'}",
+            "url": url_here(one),
             "host": one.host,
             "remote": f"{one.address}:{one.port}",
         }
@@ -100,4 +100,11 @@ def show(ready: Sequence[Forward], as_json: bool) -> None:
         ("NAME", "HERE", "THERE"),
         [(row["name"], row["url"], f"{row['host']} {row['remote']}") for row in rows],
     )
+    if any(one.scheme == "https" for one in ready):
+        console.note("https: clients check the certificate's own names, and 127.0.0.1 is none")
     console.note("Ctrl-C ends it")
+
+
+def url_here(one: Forward) -> str:
+    path = "" if one.what == "dashboard" else "/v1"
+    return f"{one.scheme}://127.0.0.1:{one.local_port}{path}"

@@ -60,6 +60,12 @@ def up(
     no_sanity: Annotated[
         bool, typer.Option("--no-sanity", help="Skip the collective check at the end.")
     ] = False,
+    allow_public_address: Annotated[
+        bool,
+        typer.Option(
+            "--allow-public-address", help="Ray and NCCL may listen on an address of the internet."
+        ),
+    ] = False,
     insecure_ray: Annotated[
         bool, typer.Option("--insecure-ray", help="Run Ray without token authentication.")
     ] = False,
@@ -105,6 +111,7 @@ def up(
             env=env,
             ssh_config=ssh_config,
             accept_new_host_keys=accept_new_host_keys,
+            allow_public_address=allow_public_address,
         )
     spec = adjusted(spec, insecure_ray, timeout, profiling=profiling)
     spec = with_lock_wait(spec, lock_wait)

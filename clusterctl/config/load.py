@@ -57,6 +57,7 @@ class Flags:
     env: tuple[str, ...] = ()
     ssh_config: str | None = None
     accept_new_host_keys: bool | None = None
+    allow_public_address: bool = False
 
     def values(self) -> dict[KeyPath, tuple[object, Origin]]:
         said: dict[KeyPath, tuple[object, str]] = {
@@ -69,6 +70,10 @@ class Flags:
             ("ssh", "accept_new_host_keys"): (
                 self.accept_new_host_keys or None,
                 "--accept-new-host-keys",
+            ),
+            ("network", "allow_public_address"): (
+                self.allow_public_address or None,
+                "--allow-public-address",
             ),
         }
         return {

@@ -205,6 +205,37 @@ def env_address(whole: Cluster) -> Said:
 
 
 @check(
+    "net.env-public",
+    "No host is told a public address",
+    cause="public-address",
+    tags=["preflight"],
+)
+def env_public(one: Host) -> Said:
+    """Under a public address Ray, gloo and the ranks' rendezvous listen on the internet. The
+    addresses that are chosen are private; one in the environment wins over them."""
+    said = _environment(one)
+    public = [name for name in _OWN_VALUE if _is_public(said.get(name, ""))]
+    if not public or one.spec.network.allow_public_address:
+        return ok("allowed" if public else "none is named")
+    return [
+        fail(
+            f"{name}={said[name]} is a public address: Ray and the ranks would listen on the "
+            "internet",
+            f"take {name} out of env: (a private one is chosen), or --allow-public-address",
+            values={"variable": name, "value": said[name]},
+        )
+        for name in public
+    ]
+
+
+def _is_public(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+@check(
     "net.env-leftover",
     "No switch of a past search for faults is left",
     cause="nccl-fallback-tcp",
@@ -323,6 +354,7 @@ CHECKS: tuple[Check[Host], ...] = (
     fabric_address,
     firewall,
     env_interface,
+    env_public,
     env_leftover,
 )
 CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (

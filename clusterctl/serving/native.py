@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from clusterctl.serving.door import TlsFiles
 from clusterctl.serving.placement import Executor
 from clusterctl.spec import ServeSpec
 
@@ -18,7 +19,12 @@ def served_name(serve: ServeSpec) -> str:
 
 
 def argv(
-    serve: ServeSpec, *, executor: Executor, host: str, api_key_file: str | None
+    serve: ServeSpec,
+    *,
+    executor: Executor,
+    host: str,
+    api_key_file: str | None,
+    tls: TlsFiles | None = None,
 ) -> tuple[str, ...]:
     """`python3 -m engine serve ...`, all choices explicit. `serve.extra` comes last and wins.
 
@@ -38,6 +44,7 @@ def argv(
         *("--host", host),
         *("--port", str(serve.port)),
         *(("--api-key-file", api_key_file) if api_key_file else ()),
+        *(tls.flags if tls else ()),
         *serve.extra,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from clusterctl.serving import native, vllm
+from clusterctl.serving.door import TlsFiles
 from clusterctl.serving.placement import Executor, Placement
 from clusterctl.serving.vllm import Backend, GroupNode, ReplicasNode
 from clusterctl.spec import ServeSpec
@@ -19,7 +20,7 @@ BACKENDS: Mapping[Executor, Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni
 class Site:
     """What the plan has to know of the cluster: node addresses by name; on the head, where our
     files, the engine package and the API key's file lie, how Ray is found, and what the API binds.
-    `env`: for every process, whatever the engine."""
+    `env`: for every process, whatever the engine. `tls`: None, the API speaks plain HTTP."""
 
     addresses: Mapping[str, str]
     home: str
@@ -30,6 +31,7 @@ class Site:
     owner: str
     env: Mapping[str, str] = field(default_factory=dict)
     master_port: int = vllm.MASTER_PORT
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def _root(site: Site) -> str:
 
 def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
     argv = native.argv(
-        serve, executor=placement.executor, host=site.host, api_key_file=site.key_file
+        serve,
+        executor=placement.executor,
+        host=site.host,
+        api_key_file=site.key_file,
+        tls=site.tls,
     )
     env = native.env(
         site.owner, package_directory=site.package_directory, ray_address=site.ray_address
@@ -78,8 +84,15 @@ def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Proc
         ray_address=site.ray_address,
         config_root=_root(site),
     )
+    argv = vllm.argv(
+        serve,
+        backend=backend,
+        host=site.host,
+        node=_node(serve, placement, site, rank),
+        tls=site.tls if rank == 0 else None,
+    )
     return Process(
-        vllm.argv(serve, backend=backend, host=site.host, node=_node(serve, placement, site, rank)),
+        argv,
         {**site.env, **env},
         {vllm.API_KEY_VARIABLE: site.key_file} if rank == 0 else {},
     )

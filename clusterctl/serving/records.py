@@ -52,8 +52,9 @@ class Deployment:
 
     `kv_cache_tokens` None: not known. `prediction`: what the plan said of its memory, None where
     it could not. `transports`: what NCCL said of the ranks' ways, empty where it said nothing.
-    `executor` and `address`, `port` are what it was started with; `detail` says why it is not
-    ready; `exit_code` belongs to failed and stopped.
+    `executor` and `address`, `port` are what it was started with; `certificate`: by which its API
+    shows itself (PEM), empty where it speaks plain HTTP; `detail` says why it is not ready;
+    `exit_code` belongs to failed and stopped.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Deployment:
     dp: int = 1
     transports: tuple[str, ...] = ()
     health: Health = Health()
+    certificate: str = ""
 
     @property
     def devices(self) -> int:
@@ -127,6 +129,7 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
         dp=info.get("dp", 1),
         transports=tuple(info.get("transports", ())),
         health=health_of(supervised),
+        certificate=info.get("certificate", ""),
     )
 
 

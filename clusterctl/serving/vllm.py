@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clusterctl.fabric import PER_HOST
+from clusterctl.serving.door import TlsFiles
 from clusterctl.spec import ServeSpec
 
 ENGINE = "vllm"
@@ -89,6 +90,7 @@ def argv(
     backend: Backend,
     host: str,
     node: GroupNode | ReplicasNode | None = None,
+    tls: TlsFiles | None = None,
 ) -> tuple[str, ...]:
     """`vllm serve ...`, all choices explicit: without a backend vLLM chooses by what it sees, and
     never Ray. `node` belongs to backend mp over several nodes. `serve.extra` comes last and wins.
@@ -106,6 +108,7 @@ def argv(
         *length,
         *("--host", host),
         *("--port", str(serve.port)),
+        *(tls.flags if tls else ()),
         *_node_flags(node),
         *serve.extra,
     )

@@ -57,6 +57,14 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", type=Path, help="unset: the environment's VLLM_API_KEY, if it is set"
     )
     parser.add_argument(
+        "--ssl-certfile",
+        type=Path,
+        help="speak https: the certificate (PEM), those of its issuers behind it",
+    )
+    parser.add_argument(
+        "--ssl-keyfile", type=Path, help="its private key (PEM); unset: in --ssl-certfile too"
+    )
+    parser.add_argument(
         "--allowed-origins",
         nargs="+",
         default=[],

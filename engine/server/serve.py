@@ -8,8 +8,11 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -37,10 +40,12 @@ DRAIN_LOOK_S = 0.05
 
 def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
     """Exit code: 0 after a signal, 1 when the engine died. Raises OSError when the port is taken,
-    before anything is loaded."""
+    or certificate and key do not do, before anything is loaded."""
     logs.configure()
     signal.signal(signal.SIGTERM, _exit)
     key = read_key(arguments.api_key_file, os.environ)
+    tls = Tls(arguments.ssl_certfile, arguments.ssl_keyfile)
+    tls.check()
     listen(arguments.host, arguments.port).close()
     cores = start_replicas(config)
     try:
@@ -52,14 +57,38 @@ def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
             max_body_bytes=arguments.max_body_bytes,
             tool_format=arguments.tool_call_parser,
         )
-        server = Server(cores, tokenizer, app, arguments.shutdown_timeout)
+        server = Server(cores, tokenizer, app, arguments.shutdown_timeout, tls)
         with listen(arguments.host, arguments.port) as listener:
-            logger.info("Listening on http://%s:%d", *listener.getsockname()[:2])
+            logger.info("Listening on %s://%s:%d", tls.scheme, *listener.getsockname()[:2])
             server.run([listener])
         return 1 if server.engine.dead else 0
     finally:
         for core in cores:
             core.shutdown()
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files of certificate and key; without a certificate the server speaks plain HTTP."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.certificate else "http"
+
+    def check(self) -> None:
+        """Raises OSError naming the files."""
+        if self.certificate is None:
+            if self.key is not None:
+                raise ValueError("--ssl-keyfile needs --ssl-certfile")
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        except OSError as error:
+            files = f"{self.certificate}, {self.key or 'its key in the same file'}"
+            raise OSError(f"no TLS by {files}: {error}") from error
 
 
 class Server(uvicorn.Server):
@@ -72,6 +101,7 @@ class Server(uvicorn.Server):
         tokenizer: Tokenizer,
         config: AppConfig,
         drain_s: float,
+        tls: Tls = Tls(),
     ) -> None:
         counted = _metrics(cores, config)
         self.engine = Replicas(cores, self._end_soon, counted.watches if counted else None)
@@ -79,7 +109,13 @@ class Server(uvicorn.Server):
         self._signals = 0
         app = create_app(self.engine, tokenizer, config, counted)
         super().__init__(
-            uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=CLOSE_GRACE_S)
+            uvicorn.Config(
+                app,
+                log_config=None,
+                timeout_graceful_shutdown=CLOSE_GRACE_S,
+                ssl_certfile=tls.certificate,
+                ssl_keyfile=tls.key,
+            )
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -82,6 +82,11 @@ class Api(http.server.BaseHTTPRequestHandler):
         pass
 
 server = http.server.ThreadingHTTPServer((flags["--host"], int(flags["--port"])), Api)
+if "--ssl-certfile" in flags:
+    import ssl
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(flags["--ssl-certfile"], flags["--ssl-keyfile"])
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
 print("INFO Application startup complete.", flush=True)
 server.serve_forever()
 """

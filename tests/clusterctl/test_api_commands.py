@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
+import socketserver
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from clusterctl import cli, endpoint
-from clusterctl.apiclient import ApiClient, Piece
+from clusterctl.apiclient import ApiClient, Piece, only
 from clusterctl.benchmark import Answer, answer_of, level_of, percentile
 from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.secret import Secret
+from clusterctl.transport.local import SocketStream
+from clusterctl.tunnel import join
+from tests.certificates import Authority, Pair
 from tests.clusterctl.sshd import free_port
 from tests.engine.conftest import MakeCheckpoint, checkpoint
 from tests.engine.test_server import Served, greedy, serving
@@ -74,6 +82,59 @@ def test_requests_that_fail_are_counted_and_end_with_1(
     captured = capsys.readouterr()
     assert captured.out.splitlines()[1].split()[:4] == ["2", "2", "2", "0.0"]
     assert "2 requests failed, the first at 2 at once: HTTP 400" in captured.err
+
+
+@contextmanager
+def encrypted(served: Served, pair: Pair) -> Iterator[str]:
+    """The same server behind TLS; its URL."""
+
+    class Way(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            inside = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])))
+            with (
+                closing(inside),
+                suppress(OSError),
+                context.wrap_socket(self.request, server_side=True) as near,
+            ):
+                join(near, SocketStream(inside))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Way) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_an_https_url_has_to_show_who_it_is(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(tmp_path)
+    with encrypted(served, authority.issue("api", "127.0.0.1")) as url:
+        asked = ["chat", url, "-m", "hi", "--max-tokens", "1"]
+        assert cli.run([*asked, "--ca-file", str(authority.ca)]) == 0
+        assert cli.run(asked) == 3
+        assert "--ca-file with its authority's certificate" in capsys.readouterr().err
+    assert cli.run([*asked, "--ca-file", str(tmp_path / "absent")]) == 2
+    assert cli.run(["chat", "smol", "--ca-file", str(authority.ca)]) == 2
+
+
+def test_a_known_certificate_is_trusted_under_any_name_and_no_other_is(
+    served: Served, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pair, other = authority.issue("api", "example.com"), authority.issue("other")
+    with encrypted(served, pair) as url:
+        known = only(pair.certificate.read_text())
+        with ApiClient(f"{url}/v1", Secret("sk-right"), trust=known) as client:
+            assert client.models() == ["tiny", "alias"]
+        strange = only(other.certificate.read_text())
+        with (
+            ApiClient(f"{url}/v1", Secret("sk-right"), trust=strange) as client,
+            pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            client.models()
 
 
 def test_nobody_there() -> None:

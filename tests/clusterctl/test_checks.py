@@ -261,6 +261,7 @@ SAMPLES: dict[str, Host | Cluster] = {
     ),
     "net.firewall": facts(firewall=Firewall("ACCEPT", (DROP,))),
     "net.env-interface": environment(NCCL_SOCKET_IFNAME="=ens9"),
+    "net.env-public": environment(VLLM_HOST_IP="8.8.8.8"),
     "net.env-leftover": environment(NCCL_IB_DISABLE="1"),
     "net.env-address": whole(env={"VLLM_HOST_IP": "10.0.0.11"}),
     "net.duplicate-address": links(addresses=(Address("10.0.1.11", 24),)),

@@ -9,12 +9,14 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import pytest
 
-from clusterctl import deploy, deployments
+from clusterctl import certificate, deploy, deployments
 from clusterctl.deploy import Served
 from clusterctl.errors import ClusterctlError, ConfigError, NotReady, PreflightFailed
 from clusterctl.events import Event
@@ -22,6 +24,7 @@ from clusterctl.fabric import PER_HOST
 from clusterctl.secret import Secret
 from clusterctl.serving.placement import Executor
 from clusterctl.spec import ServeSpec
+from tests.certificates import Authority
 from tests.clusterctl.localcluster import STUB, LocalCluster, cluster, wait_until
 
 __all__ = ["cluster"]
@@ -126,17 +129,62 @@ def test_it_is_ready_when_a_token_came_back(
     ]
 
 
+def holders(cluster: LocalCluster, secret: str) -> list[Path]:
+    return [
+        path
+        for path in cluster.path().rglob("*")
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+
+
+def test_it_speaks_tls_and_shows_the_certificate_it_was_given(
+    serve: Serve, asked: ServeSpec, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """Under whatever name: the certificate is known."""
+    pair = Authority(tmp_path).issue("api", "api.example.com", chain=True)
+    tls = certificate.load(pair.certificate, pair.key, datetime.now(timezone.utc))
+    served = serve(replace(asked, tls=tls))
+    assert (served.deployment.state, served.deployment.url) == (
+        "ready",
+        f"https://127.0.0.2:{asked.port}/v1",
+    )
+    secret = pair.key.read_text().splitlines()[1]
+    assert holders(cluster, secret) == [cluster.path("secrets", "tiny.tls-key")]
+    assert cluster.path("secrets", "tiny.tls-key").stat().st_mode & 0o777 == 0o600
+    assert all(secret not in " ".join(call) for call in cluster.head.calls)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.2:{asked.port}/v1/models")
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("0.0.0.0", "every address of the head"), ("8.8.8.8", "a public"), ("gpu01", "IP address")],
+)
+def test_an_open_door_has_to_be_asked_for(
+    serve: Serve, asked: ServeSpec, host: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        serve(replace(asked, host=host))
+
+
+def test_exposed_it_says_what_passes_in_the_clear(serve: Serve, asked: ServeSpec) -> None:
+    events: list[Event] = []
+    served = serve(replace(asked, expose=True), report=events.append)
+    assert (served.deployment.address, served.deployment.url) == (
+        "0.0.0.0",
+        f"http://127.0.0.2:{asked.port}/v1",
+    )
+    warned = [event.message for event in events if event.kind == "warn"]
+    assert any("exposed without TLS" in said for said in warned), warned
+
+
 def test_the_key_is_in_one_private_file_and_nowhere_else(
     serve: Serve, asked: ServeSpec, cluster: LocalCluster
 ) -> None:
     serve(asked)
-    holders = [
-        path
-        for path in cluster.path().rglob("*")
-        if path.is_file() and KEY.reveal().encode() in path.read_bytes()
-    ]
-    assert holders == [cluster.path("secrets", "tiny.key")]
-    assert holders[0].stat().st_mode & 0o777 == 0o600
+    (holder,) = holders(cluster, KEY.reveal())
+    assert holder == cluster.path("secrets", "tiny.key")
+    assert holder.stat().st_mode & 0o777 == 0o600
     assert all(KEY.reveal() not in " ".join(call) for call in cluster.head.calls)
 
 

@@ -204,7 +204,8 @@ class TestRefused:
     def test_public_addresses_unless_allowed(self) -> None:
         a, b = host("a", nic("eth0", "8.8.8.1/24")), host("b", nic("eth0", "8.8.8.2/24"))
         assert refused(AB, a, b).hint == (
-            "to use their public network: network: {allow_public_address: true}"
+            "to use their public network: --allow-public-address (in cluster.yaml: network: "
+            "{allow_public_address: true})"
         )
         spec = cluster("a", "b", network=NetworkSpec(allow_public_address=True))
         assert choice(spec, a, b) == {"a": "8.8.8.1 eth0", "b": "8.8.8.2 eth0"}
@@ -221,6 +222,10 @@ class TestRefused:
         assert (error.host, error.message) == (
             "a",
             "8.8.8.1 is a public address: Ray and NCCL would listen on the internet",
+        )
+        assert error.hint == (
+            "choose a private one, or --allow-public-address (in cluster.yaml: network: "
+            "{allow_public_address: true})"
         )
 
     def test_one_address_on_two_hosts(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clusterctl.commands.serve import checked_flags, curl_line, deployment_name
+from clusterctl.commands.serve import checked_flags, curl_line, curl_target, deployment_name
 from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ConfigError, PreflightFailed
 from clusterctl.keys import ApiKey
@@ -25,7 +25,7 @@ from clusterctl.serving.placement import Contents, Devices, devices_in_use, plac
 from clusterctl.serving.records import deployment_of, state_of
 from clusterctl.serving.requirements import FoundPython
 from clusterctl.serving.vllm import Abilities
-from clusterctl.spec import RaySpec, ServeSpec
+from clusterctl.spec import RaySpec, ServeSpec, TlsSpec
 
 TWO_NODES = Devices({"gpu01": 2, "gpu02": 2}, "gpu01")
 ONE_NODE = Devices({"gpu01": 2}, "gpu01")
@@ -504,6 +504,26 @@ def test_flags_of_the_engine_need_dashes() -> None:
     assert checked_flags(["--max-num-seqs", "4"]) == ("--max-num-seqs", "4")
     with pytest.raises(ConfigError, match="unexpected argument 'tp=2'"):
         checked_flags(["tp=2"])
+
+
+@pytest.mark.parametrize("flag", ["--host", "--port=1", "--api-key", "--ssl-keyfile=/k"])
+def test_what_we_have_to_know_is_no_flag_of_the_engine(flag: str) -> None:
+    with pytest.raises(ConfigError, match="after --"):
+        checked_flags(["--max-num-seqs", "4", flag, "x"])
+
+
+@pytest.mark.parametrize(
+    ("names", "target"),
+    [
+        (("10.0.0.1",), "https://10.0.0.1:8000/v1"),
+        (("api.x",), "--resolve api.x:8000:10.0.0.1 https://api.x:8000/v1"),
+        ((), "https://10.0.0.1:8000/v1"),
+    ],
+)
+def test_curl_calls_it_by_a_name_of_the_certificate(names: tuple[str, ...], target: str) -> None:
+    served = replace(asked(), tls=TlsSpec("", Secret("k"), names))
+    line = curl_target(served, "https://10.0.0.1:8000/v1", Path("/my cert"))
+    assert line == f"--cacert '/my cert' {target}"
 
 
 def test_the_curl_line_does_not_show_the_key() -> None:

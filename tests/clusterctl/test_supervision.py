@@ -23,6 +23,7 @@ from clusterctl.remote.supervision.outcries import Outcries
 from clusterctl.remote.supervision.policy import Death, Restart, Verdict, judge
 from clusterctl.remote.supervision.raynodes import missing
 from clusterctl.remote.supervision.wire import Stranger, Wire
+from tests.certificates import Authority
 from tests.clusterctl.supervisorhome import Home, eventually, group_is_gone, pid_of
 
 TOKEN = "5f" * 32
@@ -48,7 +49,13 @@ class Api(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
     def log_message(self, *args): pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Api).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Api)
+if sys.argv[2:] and sys.argv[2].endswith(".pem"):
+    import ssl
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(sys.argv[2], sys.argv[3])
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 
 
@@ -221,6 +228,24 @@ def test_what_never_gave_a_token_is_tried_again_only_after_a_race(home: Home) ->
     race = {**SOON, "in_a_row": 1, "retry_start": ["no such thing"]}
     home.ask("m", BROKEN, 2, restart=race, liveness=asks(home, 1))
     home.becomes("m", "failed", generation=2, epoch=2)
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_tokens_come_by_tls_while_the_certificate_is_the_one_that_was_given(
+    home: Home, tmp_path: Path, days: int
+) -> None:
+    """One that has run out is no death: beginning anew would not help."""
+    authority = Authority(tmp_path)
+    pair, other = authority.issue("api", "example.com", days=days), authority.issue("other")
+    port = free_port()
+    argv = [sys.executable, "-c", SERVER, str(port), str(pair.certificate), str(pair.key)]
+    own = {**asks(home, port), "url": f"https://127.0.0.1:{port}/v1"}
+    home.ask("m", argv, liveness={**own, "certificate": pair.certificate.read_text()})
+    home.run("--", "sleep", "600")
+    home.becomes("m", "running")
+    strange = {**own, "certificate": other.certificate.read_text(), "start_s": 1}
+    home.ask("m", argv, 2, liveness=strange, restart={**SOON, "in_a_row": 0})
+    assert "CERTIFICATE_VERIFY_FAILED" in home.becomes("m", "failed", generation=2)["cause"]
 
 
 def asks(home: Home, port: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.server.auth import read_key
 from engine.server.flags import HELP, add_serve_flags, engine_config
+from tests.certificates import Authority
 from tests.engine.conftest import MakeCheckpoint
 
 
@@ -91,7 +93,7 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
 COMMAND = [sys.executable, "-m", "engine", "serve"]
 
 
-def engine(*argv: str) -> subprocess.CompletedProcess[str]:
+def engine(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *argv], capture_output=True, text=True, check=False)
 
 
@@ -107,6 +109,30 @@ def test_a_taken_port_is_found_before_anything_is_loaded() -> None:
         done = engine("no/such/model", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
     assert "Address already in use" in done.stderr.splitlines()[-1]
+
+
+def test_a_key_that_does_not_belong_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    one, other = authority.issue("one"), authority.issue("other")
+    done = engine("no/such/model", "--ssl-certfile", one.certificate, "--ssl-keyfile", other.key)
+    assert done.returncode == 1
+    assert f"no TLS by {one.certificate}, {other.key}: " in done.stderr.splitlines()[-1]
+
+
+def test_it_speaks_https_alone_where_it_has_a_certificate(
+    checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("api", "127.0.0.1")
+    files = ["--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key)]
+    trust = ssl.create_default_context(cafile=authority.ca)
+    with running(checkpoint(), *files) as (_, url):
+        assert url.startswith("https://127.0.0.1:")
+        assert httpx.get(f"{url}/health", verify=trust).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/health")
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http{url[5:]}/health")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from clusterctl.doctor.logs.signature import Pattern, Signature, literals
 
 KEPT_HITS = 20
 QUIET = ("DEBUG", "INFO", "WARNING", "WARN")
-_READY = (b"application startup complete", b"ray runtime started", b"listening on http://")
+_READY = (b"application startup complete", b"ray runtime started", b"listening on http")
 
 
 @dataclass(frozen=True)
