@@ -82,6 +82,14 @@ class EngineConfig:
     def backend(self) -> Backend:
         return self.distributed_executor_backend or ("inproc" if self.total_ranks == 1 else "mp")
 
+    @property
+    def graph_sizes(self) -> list[int]:
+        """The batches that have a CUDA graph: of 1, 2, 4 .. 32, then every 32, and the largest
+        whatever it is."""
+        most = self.max_num_seqs
+        sizes = {1 << n for n in range(6)} | set(range(64, most, 32)) | {most}
+        return sorted(size for size in sizes if size <= most)
+
     def completed(self, environment: Mapping[str, str]) -> EngineConfig:
         """With the stages' layers as vLLM's variable gives them, where no field does.
 

@@ -139,7 +139,7 @@ class CudaSteps:
         self.rows = Rows(config, width, parallel.device, spare=cache[0].shape[1] - 1)
         self._graphs: dict[int, Graph] = {}
         if not config.enforce_eager and _can_capture(parallel):
-            self._capture(graph_sizes(config.max_num_seqs))
+            self._capture(config.graph_sizes)
 
     def execute(self, step: Step) -> Deferred | None:
         """Launch it. What was sampled, on the last stage's ranks."""
@@ -301,12 +301,6 @@ class CudaSteps:
         if not self.parallel.is_last_stage:
             return hidden
         return self._sample(self.model.logits(hidden), rows, places)
-
-
-def graph_sizes(most: int) -> list[int]:
-    """1, 2, 4 .. 32, then every 32, and `most` itself whatever it is."""
-    sizes = {1 << n for n in range(6)} | set(range(64, most, 32)) | {most}
-    return sorted(size for size in sizes if size <= most)
 
 
 def send(values: Sequence[int] | NDArray[np.integer], device: torch.device) -> torch.Tensor:

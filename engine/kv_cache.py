@@ -99,11 +99,6 @@ class KVCache:
             if not self._owners[block]:
                 self._free[block] = None
 
-    def forget(self) -> None:
-        """No prefix is known any more; what requests own stays theirs."""
-        self._known.clear()
-        self._key_of.clear()
-
     def check(self) -> None:
         """Raises AssertionError when a block is lost, free and owned, or wrongly known."""
         owners = [0] * self.num_blocks

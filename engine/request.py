@@ -31,7 +31,6 @@ class Request:
     num_scheduled: int = 0
     num_pending: int = 0
     in_flight: int = 0
-    num_cached: int = 0  # of its tokens, how many another request had computed
     evicted: bool = False  # to be preempted as soon as no step has it
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None

@@ -73,10 +73,6 @@ class Runner:
         size = settle(self.model, self.config.quantization)
         logger.info("Model weights take %.1f MiB", size / (1 << 20))
 
-    def kv_block_bytes(self) -> int:
-        """Bytes that one KV block takes on this rank, all its layers together."""
-        return self.layout.block_bytes
-
     def measure_kv_blocks(self) -> int:
         """How many KV blocks this rank has memory for. Call it after load_weights."""
         return self._kv_bytes() // self.layout.block_bytes
@@ -117,10 +113,6 @@ class Runner:
             return None
         result = self._sample(step, hidden)
         return result if self.parallel.tp.rank == 0 else None
-
-    def ping(self) -> int:
-        """The rank, as a sign of life."""
-        return self.parallel.rank
 
     def _stage(self, step: Step) -> torch.Tensor:
         """The step's tokens through this rank's layers: [tokens, hidden]."""

@@ -162,12 +162,8 @@ def spawn(args: argparse.Namespace, scratch: Path) -> list[RankProcess]:
 def _spawn_rank(args: argparse.Namespace, local_rank: int, scratch: Path) -> RankProcess:
     rank = args.first_rank + local_rank
     log = scratch / f"nccl-{rank}.log"
-    argv = [sys.executable, "-m", "engine.sanity_rank", f"--rank={rank}"]
-    argv += [f"--local-rank={local_rank}", f"--world-size={args.world_size}"]
-    argv += [f"--master-addr={args.master_addr}", f"--master-port={args.master_port}"]
-    argv += [f"--backend={args.backend}", f"--timeout={args.timeout}"]
-    argv += [f"--bytes={args.bytes}"] if args.bytes else []
-    argv += ["--speed"] if args.speed else []
+    told = json.dumps({**vars(args), "rank": rank, "local_rank": local_rank})
+    argv = [sys.executable, "-m", "engine.sanity_rank", told]
     env = dict(os.environ) | {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(log)}
     env.setdefault("OMP_NUM_THREADS", "1")  # as the engine's own ranks; n ranks share the cores
     return RankProcess(rank, argv, env, log)

@@ -1,4 +1,5 @@
-"""One rank of the collective check. Started by engine.sanity, which reads its verdicts.
+"""One rank of the collective check. Started by engine.sanity, which tells it what to do in one JSON
+object and reads its verdicts.
 
     start -> rendezvous -> gloo all_reduce [-> matmul -> NCCL all_reduce] -> bandwidth
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from statistics import median
 from typing import NoReturn
@@ -24,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from engine.device_speed import DeviceSpeed, measure
+from engine.device_speed import measure
 from engine.sanity import BEGIN, LAST_STEP, START, VERDICT, Verdict
 
 ELEMENTS = 128
@@ -38,12 +40,14 @@ LAST_WORDS_S = 5.0  # how long a rank that gives up waits to learn who else is s
 
 @dataclass(frozen=True)
 class Finding:
-    """What a step has to say when it went well."""
+    """What a step has to say when it went well: fields of Verdict."""
 
     detail: str = ""
     busbw_gb_s: float | None = None
     latency_us: float | None = None
-    speed: DeviceSpeed | None = None
+    device: str = ""
+    tflops: float | None = None
+    memory_gb_s: float | None = None
 
 
 class StepFailed(Exception):
@@ -145,18 +149,7 @@ class Rank:
         except (RuntimeError, OSError, ValueError) as error:  # torch.distributed raises these
             self._give_up_together(name, began, str(error).splitlines()[0])
         seconds = round(time.monotonic() - began, 3)
-        verdict = Verdict(
-            self.rank,
-            name,
-            True,
-            seconds,
-            finding.busbw_gb_s,
-            finding.detail,
-            latency_us=finding.latency_us,
-        )
-        if finding.speed is not None:
-            verdict = replace(verdict, device=finding.detail, **asdict(finding.speed))
-        say(VERDICT + verdict.to_json())
+        say(VERDICT + Verdict(self.rank, name, True, seconds, **asdict(finding)).to_json())
 
     def finish(self) -> NoReturn:
         if self._meeting is not None:
@@ -215,7 +208,8 @@ def describe(device: torch.device) -> str:
 
 
 def measure_device(device: torch.device) -> Finding:
-    return Finding(name_of(device), speed=measure(device))
+    name = name_of(device)
+    return Finding(name, device=name, **asdict(measure(device)))
 
 
 def check_all_reduce(group: dist.ProcessGroup | None, device: torch.device) -> Finding:
@@ -340,16 +334,5 @@ class Check:
         return measure_bandwidth(self._group, self._device, size, self._args.timeout)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    for name in ("rank", "local-rank", "world-size", "master-port", "bytes"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--master-addr")
-    parser.add_argument("--backend")
-    parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--timeout", type=float)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    Check(parse_args()).run()
+    Check(argparse.Namespace(**json.loads(sys.argv[1]))).run()

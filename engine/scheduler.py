@@ -96,11 +96,6 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    @property
-    def request_ids(self) -> tuple[str, ...]:
-        """Every request that has not ended, oldest first."""
-        return tuple(self._requests)
-
     def add(self, request: Request) -> None:
         """Queue it. `max_tokens` None becomes all the room that is left.
 
@@ -230,7 +225,7 @@ class Scheduler:
         if not self.kv_cache.grow(name, request.num_tokens):
             self.kv_cache.release(name)
             return False
-        request.num_computed = request.num_scheduled = request.num_cached = cached
+        request.num_computed = request.num_scheduled = cached
         self._waiting.remove(request)
         self._running[name] = request
         return True

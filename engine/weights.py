@@ -106,12 +106,13 @@ def _read(path: Path, shards: list[tuple[str, Shard]]) -> None:
     with _open(path) as file:
         for name, shard in shards:
             stored = file.get_slice(name)
-            if tuple(stored.get_shape()) != shard.shape:
+            turn = -1 if shard.transposed else 1
+            if tuple(stored.get_shape()) != shard.shape[::turn]:
                 raise WeightsError(
                     f"{name} in {path} is {stored.get_shape()}, "
-                    f"but config.json makes it {list(shard.shape)}"
+                    f"but config.json makes it {list(shard.shape[::turn])}"
                 )
-            part = stored[shard.index]
+            part = stored[shard.index[::turn]]
             shard.target.copy_(part.T if shard.transposed else part)
 
 

@@ -11,6 +11,7 @@ from clusterctl.planner.memory import Split
 from engine.shapes import (
     NO_EXPERTS,
     ModelShape,
+    Quantisation,
     ShapeError,
     check_architecture,
     check_runnable,
@@ -59,15 +60,25 @@ def _kernel_faults(shape: ModelShape, split: Split) -> Iterator[str]:
     experts = shape.experts
     if experts is not None and split.ep == 1:
         size = experts.intermediate_size
-        if fault := quantised.split_fault(size // tp, size // tp):
+        if fault := _uneven(quantised, size // tp):
             yield (
                 f"an expert's {size} columns over tp={tp}: {fault}; "
                 "expert parallelism has no such limit"
             )
     if experts is None or len(experts.layers) < shape.num_layers:
         size = shape.intermediate_size
-        if size % tp == 0 and (fault := quantised.split_fault(size // tp, size // tp)):
+        if size % tp == 0 and (fault := _uneven(quantised, size // tp)):
             yield f"the MLP's {size} columns over tp={tp}: {fault}"
+
+
+def _uneven(quantised: Quantisation, columns: int) -> str | None:
+    """Rules of vLLM's fp8, AWQ and GPTQ kernels (vllm/model_executor/layers/quantization)."""
+    for step in quantised.block or ():
+        if columns % step:
+            return f"{columns} is no multiple of the quantisation block {step}"
+    if quantised.group and columns % quantised.group:
+        return f"{columns} is no multiple of the quantisation group {quantised.group}"
+    return None
 
 
 def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterctl.errors import ConfigError
+from clusterctl.planner.quantised import named_quantisation
 from clusterctl.planner.tensors import checkpoint_bytes
 from engine.shapes import (
     DTYPE_BYTES,
     ModelShape,
     ShapeError,
-    named_quantisation,
     parse_shape,
     read_config,
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from clusterctl.planner.quantised import covers, matrix_bytes
 from engine.shapes import DTYPE_BYTES, Experts, LatentAttention, LinearAttention, ModelShape
 
 Place = Literal["embedding", "layer", "head", "draft"]
@@ -129,9 +130,9 @@ def _share(shape: ModelShape, tensor: Tensor, whole: int, tp: int, ep: int) -> i
 
 def _bytes(shape: ModelShape, tensor: Tensor) -> int:
     quantised = shape.quantisation
-    if quantised is None or not tensor.linear or not quantised.covers(tensor.name):
+    if quantised is None or not tensor.linear or not covers(quantised, tensor.name):
         return tensor.parameters * DTYPE_BYTES[shape.dtype]
-    return tensor.count * quantised.matrix_bytes(tensor.rows, tensor.columns)
+    return tensor.count * matrix_bytes(quantised, tensor.rows, tensor.columns)
 
 
 # --- one layer -----------------------------------------------------------------------------------

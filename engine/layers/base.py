@@ -41,8 +41,8 @@ class Build:
 class Shard:
     """A part of one checkpoint tensor and the memory it fills: target = checkpoint[source][index].
 
-    `shape` is the whole tensor's, as the checkpoint must have it. `transposed`: the target is the
-    part's transpose, for checkpoints that store matrices as [in, out].
+    `shape` is the whole tensor's, as the checkpoint must have it; one that is `transposed` there,
+    [in, out], is named as if it were not.
     """
 
     source: str
@@ -56,7 +56,10 @@ class ShardedLayer(nn.Module):
     """A layer with weights. `name` is its path in the model: "model.layers.3.mlp.down_proj"."""
 
     def shards(self, name: str) -> Iterator[Shard]:
-        raise NotImplementedError
+        """Unless a layer says otherwise it holds whole tensors, named as its parameters are."""
+        for own, target in self.named_parameters(recurse=False):
+            whole = tuple(slice(0, size) for size in target.shape)
+            yield Shard(f"{name}.{own}", tuple(target.shape), whole, target)
 
     def settle(self, quantization: str | None) -> int:
         """Called once when the weights are there, to bring them into the form that they are

@@ -76,8 +76,3 @@ class LearnedPositions(ShardedLayer):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [tokens, hidden]."""
         return functional.embedding(positions + self.offset, self.weight)
-
-    def shards(self, name: str) -> Iterator[Shard]:
-        rows, hidden = self.weight.shape
-        index = (slice(0, rows), slice(0, hidden))
-        yield Shard(f"{name}.weight", (rows, hidden), index, self.weight)

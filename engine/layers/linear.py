@@ -89,30 +89,12 @@ class ColumnParallelLinear(Linear):
         parent = name.rpartition(".")[0]
         columns = self.weight.shape[1]
         for part, target in zip(self.parts, torch.split(self.weight, self.sizes), strict=True):
-            yield matrix_shard(
-                f"{parent}.{part.source}.weight",
-                (part.rows, columns),
-                (part.held, slice(0, columns)),
-                target,
-                self.transposed,
-            )
+            shape, held = (part.rows, columns), (part.held, slice(0, columns))
+            yield Shard(f"{parent}.{part.source}.weight", shape, held, target, self.transposed)
         if self.bias is None:
             return
         for part, target in zip(self.parts, torch.split(self.bias, self.sizes), strict=True):
             yield Shard(f"{parent}.{part.source}.bias", (part.rows,), (part.held,), target)
-
-
-def matrix_shard(
-    source: str,
-    shape: tuple[int, int],
-    index: tuple[slice, slice],
-    target: torch.Tensor,
-    transposed: bool,
-) -> Shard:
-    """A part of a matrix [out, in], which the checkpoint may store as [in, out]."""
-    if transposed:
-        return Shard(source, shape[::-1], index[::-1], target, transposed=True)
-    return Shard(source, shape, index, target)
 
 
 def even_parts(build: Build, sources: Sequence[str], rows: int) -> list[Part]:
@@ -183,12 +165,7 @@ class RowParallelLinear(Linear):
     def shards(self, name: str) -> Iterator[Shard]:
         name = f"{name.rpartition('.')[0]}.{self.source}" if self.source else name
         rows = self.weight.shape[0]
-        yield matrix_shard(
-            f"{name}.weight",
-            (rows, self.in_features),
-            (slice(0, rows), self.held),
-            self.weight,
-            self.transposed,
-        )
+        shape, held = (rows, self.in_features), (slice(0, rows), self.held)
+        yield Shard(f"{name}.weight", shape, held, self.weight, self.transposed)
         if self.bias is not None:
             yield Shard(f"{name}.bias", (rows,), (slice(0, rows),), self.bias)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch.nn import functional
 
 from engine.kernels import cpu
-from engine.layers.base import Build, Shard, ShardedLayer
+from engine.layers.base import Build, ShardedLayer
 
 
 class RMSNorm(ShardedLayer):
@@ -43,10 +41,6 @@ class RMSNorm(ShardedLayer):
         """In plain torch."""
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
-    def shards(self, name: str) -> Iterator[Shard]:
-        size = self.weight.shape[0]
-        yield Shard(f"{name}.weight", (size,), (slice(0, size),), self.weight)
-
 
 class UnitRMSNorm(RMSNorm):
     """Gemma's, computed in fp32."""
@@ -70,8 +64,3 @@ class LayerNorm(ShardedLayer):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
-
-    def shards(self, name: str) -> Iterator[Shard]:
-        size = self.weight.shape[0]
-        yield Shard(f"{name}.weight", (size,), (slice(0, size),), self.weight)
-        yield Shard(f"{name}.bias", (size,), (slice(0, size),), self.bias)

@@ -13,7 +13,6 @@ from engine.layers.embedding import LearnedPositions, VocabParallelEmbedding
 from engine.layers.linear import ColumnParallelLinear, RowParallelLinear, even_parts
 from engine.layers.norm import LayerNorm
 from engine.models.base import CausalLM
-from engine.models.llama import make_head
 from engine.shapes import ModelShape
 
 
@@ -62,18 +61,12 @@ class GPT2Model(nn.Module):
 
 
 class GPT2LMHeadModel(CausalLM):
+    embedding, last_norm = "transformer.wte", "transformer.ln_f"
     optional_prefix = "transformer."
     passed_over = (".attn.bias", ".attn.masked_bias")  # the causal mask, stored by old checkpoints
 
-    def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
-        super().__init__(build, shape, layers)
+    def make_body(self, build: Build, shape: ModelShape, layers: range) -> None:
         self.transformer = GPT2Model(build, shape, layers)
-        if layers.stop == shape.num_layers:
-            embedding = getattr(self.transformer, "wte", None)
-            self.lm_head = make_head(build, shape, "transformer.wte", embedding)
-
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        return self.transformer.wte(token_ids)  # type: ignore[no-any-return]
 
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend
@@ -83,9 +76,3 @@ class GPT2LMHeadModel(CausalLM):
         for layer in self.transformer.h.values():
             hidden = layer(hidden, attend)
         return hidden
-
-    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.transformer.ln_f(hidden)  # type: ignore[no-any-return]
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from engine.kernels import FEW_TOKENS
 from engine.layers.activation import ACTIVATIONS, gate
 from engine.layers.attention import SelfAttention
 from engine.layers.base import Build
-from engine.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from engine.layers.embedding import VocabParallelEmbedding
 from engine.layers.linear import ColumnParallelLinear, RowParallelLinear, even_parts, stacked
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import Rotary
@@ -120,36 +120,13 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(CausalLM):
+    embedding, last_norm = "model.embed_tokens", "model.norm"
     body: type[LlamaModel] = LlamaModel
 
-    def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
-        super().__init__(build, shape, layers)
+    def make_body(self, build: Build, shape: ModelShape, layers: range) -> None:
         self.model = self.body(build, shape, layers)
-        if layers.stop == shape.num_layers:
-            embedding = getattr(self.model, "embed_tokens", None)
-            self.lm_head = make_head(build, shape, "model.embed_tokens", embedding)
-
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         return self.model(hidden, attend)  # type: ignore[no-any-return]
-
-    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.norm(hidden)  # type: ignore[no-any-return]
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]
-
-
-def make_head(
-    build: Build, shape: ModelShape, tied_to: str, embedding: nn.Module | None
-) -> ParallelLMHead:
-    """Tied: read the embedding's tensor, and share its memory when it is on this stage."""
-    source = tied_to if shape.tie_embeddings else None
-    head = ParallelLMHead(build, shape.vocab_size, shape.hidden_size, source)
-    if shape.tie_embeddings and isinstance(embedding, VocabParallelEmbedding):
-        head.weight = embedding.weight
-    return head

@@ -13,7 +13,6 @@ from engine.layers.embedding import LearnedPositions, VocabParallelEmbedding
 from engine.layers.linear import ColumnParallelLinear, RowParallelLinear, even_parts
 from engine.layers.norm import LayerNorm
 from engine.models.base import CausalLM
-from engine.models.llama import make_head
 from engine.shapes import ModelShape, ShapeError
 
 POSITION_OFFSET = 2
@@ -61,22 +60,16 @@ class OPTModel(nn.Module):
 
 
 class OPTForCausalLM(CausalLM):
+    embedding, last_norm = "model.decoder.embed_tokens", "model.decoder.final_layer_norm"
     optional_prefix = "model."
 
-    def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
-        super().__init__(build, shape, layers)
+    def make_body(self, build: Build, shape: ModelShape, layers: range) -> None:
         if shape.embedding_size is not None:
             raise ShapeError(
                 f"OPT with an embedding of {shape.embedding_size} columns before "
                 f"{shape.hidden_size} hidden ones (OPT-350M) is not supported"
             )
         self.model = OPTModel(build, shape, layers)
-        if layers.stop == shape.num_layers:
-            embedding = getattr(self.model.decoder, "embed_tokens", None)
-            self.lm_head = make_head(build, shape, "model.decoder.embed_tokens", embedding)
-
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.decoder.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend
@@ -87,9 +80,3 @@ class OPTForCausalLM(CausalLM):
         for layer in decoder.layers.values():
             hidden = layer(hidden, attend)
         return hidden
-
-    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.decoder.final_layer_norm(hidden)  # type: ignore[no-any-return]
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.lm_head(self.normed(hidden))  # type: ignore[no-any-return]

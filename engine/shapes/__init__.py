@@ -17,7 +17,7 @@ from engine.shapes.model import (
     RopeScaling,
 )
 from engine.shapes.partition import pipeline_partition, stage_layers
-from engine.shapes.quantisation import Quantisation, named_quantisation
+from engine.shapes.quantisation import Quantisation
 
 __all__ = [
     "ARCHITECTURES",
@@ -33,7 +33,6 @@ __all__ = [
     "ShapeError",
     "check_architecture",
     "check_runnable",
-    "named_quantisation",
     "parse_shape",
     "pipeline_partition",
     "read_config",

@@ -6,11 +6,8 @@ AutoGPTQ, AutoAWQ, ModelOpt, the OCP microscaling formats, bitsandbytes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import translate
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.shapes.errors import ShapeError
@@ -22,8 +19,8 @@ class Quantisation:
     `block` (rows, columns), or every row where there is neither. `zero_bits`: a zero point a group.
     `scale_bytes` 0: one scale a matrix, too small to count.
 
-    `ignored`: patterns of module names that stay in the checkpoint's dtype, as the field
-    `modules_to_not_convert`, `ignore` or `exclude_modules` writes them.
+    `ignored`: patterns of module names that stay in the checkpoint's dtype, as `_IGNORED` fields
+    write them.
     """
 
     method: str
@@ -34,45 +31,6 @@ class Quantisation:
     zero_bits: float = 0
     ignored: tuple[str, ...] = ()
 
-    def matrix_bytes(self, rows: int, columns: int) -> int:
-        """Of one [rows, columns] weight with its scales."""
-        packed = rows * columns * self.bits / 8
-        groups = self._groups(rows, columns)
-        return round(packed + groups * (self.scale_bytes + self.zero_bits / 8))
-
-    def _groups(self, rows: int, columns: int) -> int:
-        if self.block is not None:
-            return -(-rows // self.block[0]) * -(-columns // self.block[1])
-        return rows * -(-columns // self.group) if self.group else rows
-
-    def covers(self, module: str) -> bool:
-        """Whether the weight of this module ("model.layers.0.mlp.gate_proj") is quantised."""
-        if self._ignored_regex is not None and self._ignored_regex.match(module):
-            return False
-        return self._literals.isdisjoint(_runs(module))
-
-    @cached_property
-    def _literals(self) -> frozenset[str]:
-        return frozenset(_plain(one) for one in self.ignored if not _is_pattern(one))
-
-    @cached_property
-    def _ignored_regex(self) -> re.Pattern[str] | None:
-        parts = [_regex(one) for one in self.ignored if _is_pattern(one)]
-        return re.compile("|".join(f"(?:{part})" for part in parts)) if parts else None
-
-    def split_fault(self, rows: int, columns: int) -> str | None:
-        """Why a rank cannot hold a [rows, columns] part of a matrix; None when it can.
-
-        Rules of vLLM's fp8, AWQ and GPTQ kernels (vllm/model_executor/layers/quantization).
-        """
-        if self.block is not None:
-            for size, step in ((rows, self.block[0]), (columns, self.block[1])):
-                if size % step:
-                    return f"{size} is no multiple of the quantisation block {step}"
-        if self.group and columns % self.group:
-            return f"{columns} is no multiple of the quantisation group {self.group}"
-        return None
-
 
 def parse_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     """Of the `quantization_config` of a config.json, or of ModelOpt's hf_quant_config.json.
@@ -80,54 +38,23 @@ def parse_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     Raises ShapeError for a method that is not known here.
     """
     method = str(config.get("quant_method", "")).lower()
-    if "quantization" in config:
-        return _modelopt(config["quantization"], config["quantization"].get("quant_algo", ""))
-    if method == "modelopt" or "quant_algo" in config:
-        return _modelopt(config, config.get("quant_algo", ""))
-    parse = _METHODS.get(method)
-    if parse is None:
+    if "quantization" in config or "quant_algo" in config:
+        method, config = "modelopt", config.get("quantization", config)
+    if method not in _METHODS:
         raise ShapeError(f"quantisation {method!r} is not known (known: {', '.join(_METHODS)})")
-    found: Quantisation | None = parse(config)
-    return found
-
-
-def named_quantisation(name: str) -> Quantisation:
-    """What people mean by "fp8", "awq" or "nvfp4" where no config.json says more: all linear
-    layers, the embedding and LM head aside. Raises ShapeError."""
-    if name not in NAMED:
-        raise ShapeError(f"{name!r} is no quantisation (known: {', '.join(NAMED)})")
-    return NAMED[name]
-
-
-NAMED: Mapping[str, Quantisation] = {
-    "fp8": Quantisation(method="fp8", bits=8),
-    "fp8-block": Quantisation(method="fp8", bits=8, block=(128, 128), scale_bytes=4),
-    "int8": Quantisation(method="int8", bits=8, scale_bytes=4),
-    "awq": Quantisation(method="awq", bits=4, group=128, scale_bytes=2, zero_bits=4),
-    "gptq": Quantisation(method="gptq", bits=4, group=128, scale_bytes=2, zero_bits=4),
-    "gptq-int8": Quantisation(method="gptq", bits=8, group=128, scale_bytes=2, zero_bits=8),
-    "int4": Quantisation(method="int4", bits=4, group=128, scale_bytes=2),
-    "nvfp4": Quantisation(method="nvfp4", bits=4, group=16, scale_bytes=1),
-    "mxfp4": Quantisation(method="mxfp4", bits=4, group=32, scale_bytes=1),
-    # NF4 with double quantisation: one byte for 64 weights, and one float32 for 256 of those.
-    "bnb-4bit": Quantisation(method="bitsandbytes", bits=4, group=64, scale_bytes=1 + 4 / 256),
-}
+    found: Quantisation | None = _METHODS[method](config)
+    ignored = tuple(name for key in _IGNORED for name in config.get(key) or ())
+    return found and replace(found, ignored=ignored)
 
 
 def _fp8(config: Mapping[str, Any]) -> Quantisation:
-    block = config.get("weight_block_size")
-    return Quantisation(
-        method="fp8",
-        bits=8,
-        block=(block[0], block[1]) if block else None,
-        scale_bytes=4 if block else 0,
-        ignored=_names(config, "modules_to_not_convert", "ignored_layers"),
-    )
+    if block := config.get("weight_block_size"):
+        return Quantisation(method="fp8", bits=8, block=(block[0], block[1]), scale_bytes=4)
+    return Quantisation(method="fp8", bits=8)
 
 
 def _fbgemm(config: Mapping[str, Any]) -> Quantisation:
-    ignored = _names(config, "modules_to_not_convert")
-    return Quantisation(method="fp8", bits=8, scale_bytes=4, ignored=ignored)
+    return Quantisation(method="fp8", bits=8, scale_bytes=4)
 
 
 def _gptq(config: Mapping[str, Any]) -> Quantisation:
@@ -139,22 +66,18 @@ def _gptq(config: Mapping[str, Any]) -> Quantisation:
         group=group if group > 0 else None,
         scale_bytes=2,
         zero_bits=bits,
-        ignored=_names(config, "modules_to_not_convert"),
     )
 
 
 def _mxfp4(config: Mapping[str, Any]) -> Quantisation:
-    ignored = _names(config, "modules_to_not_convert")
-    return Quantisation(method="mxfp4", bits=4, group=32, scale_bytes=1, ignored=ignored)
+    return Quantisation(method="mxfp4", bits=4, group=32, scale_bytes=1)
 
 
 def _bitsandbytes(config: Mapping[str, Any]) -> Quantisation:
-    ignored = _names(config, "llm_int8_skip_modules")
     if config.get("load_in_8bit"):
-        return Quantisation(method="bitsandbytes", bits=8, scale_bytes=4, ignored=ignored)
-    return Quantisation(
-        method="bitsandbytes", bits=4, group=64, scale_bytes=1 + 4 / 256, ignored=ignored
-    )
+        return Quantisation(method="bitsandbytes", bits=8, scale_bytes=4)
+    # NF4 with double quantisation: one byte for 64 weights, and one float32 for 256 of those.
+    return Quantisation(method="bitsandbytes", bits=4, group=64, scale_bytes=1 + 4 / 256)
 
 
 def _compressed(config: Mapping[str, Any]) -> Quantisation | None:
@@ -164,11 +87,8 @@ def _compressed(config: Mapping[str, Any]) -> Quantisation | None:
         return None
     bits, group = weights["num_bits"], weights.get("group_size")
     block = weights.get("block_structure")
-    ignored = _names(config, "ignore")
     if bits == 4 and weights.get("type") == "float":
-        return Quantisation(
-            method="nvfp4", bits=4, group=group or 16, scale_bytes=1, ignored=ignored
-        )
+        return Quantisation(method="nvfp4", bits=4, group=group or 16, scale_bytes=1)
     return Quantisation(
         method=f"{'fp' if weights.get('type') == 'float' else 'int'}{bits}",
         bits=bits,
@@ -176,17 +96,16 @@ def _compressed(config: Mapping[str, Any]) -> Quantisation | None:
         block=(block[0], block[1]) if isinstance(block, Sequence) and block else None,
         scale_bytes=0 if weights.get("strategy") == "tensor" else 2,
         zero_bits=0 if weights.get("symmetric", True) else bits,
-        ignored=ignored,
     )
 
 
-def _modelopt(config: Mapping[str, Any], algorithm: str) -> Quantisation | None:
-    ignored = _names(config, "ignore", "exclude_modules")
+def _modelopt(config: Mapping[str, Any]) -> Quantisation | None:
+    algorithm = config.get("quant_algo", "")
     if algorithm.startswith("FP8"):
-        return Quantisation(method="fp8", bits=8, ignored=ignored)
+        return Quantisation(method="fp8", bits=8)
     if algorithm.startswith(("NVFP4", "W4A")):
         group = config.get("group_size") or 16
-        return Quantisation(method="nvfp4", bits=4, group=group, scale_bytes=1, ignored=ignored)
+        return Quantisation(method="nvfp4", bits=4, group=group, scale_bytes=1)
     if not algorithm:
         return None
     raise ShapeError(f"ModelOpt's quantisation {algorithm!r} is not known (known: FP8, NVFP4)")
@@ -201,36 +120,10 @@ _METHODS: Mapping[str, Any] = {
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,
+    "modelopt": _modelopt,
 }
-
-
-def _names(config: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
-    return tuple(name for key in keys for name in config.get(key) or ())
-
-
-def _is_pattern(text: str) -> bool:
-    return text.startswith("re:") or "*" in text
-
-
-def _regex(pattern: str) -> str:
-    """Of whole module names. A name that a pattern stands for covers what is below it."""
-    if pattern.startswith("re:"):
-        return pattern[3:].replace("language_model\\.", "(?:language_model\\.)?")
-    return rf"(?:.*\.)?{translate(_plain(pattern))[:-2]}(?:\..*)?\Z"
-
-
-def _plain(name: str) -> str:
-    """Multimodal checkpoints keep the decoder a step further down."""
-    for wrapper in ("model.language_model.", "language_model.model."):
-        name = name.replace(wrapper, "model.")
-    return name.removeprefix("language_model.").strip(".")
-
-
-def _runs(module: str) -> set[str]:
-    """Every run of dotted parts: "a.b.c" -> a, a.b, a.b.c, b, b.c, c."""
-    parts = module.split(".")
-    return {
-        ".".join(parts[start:stop])
-        for start in range(len(parts))
-        for stop in range(start + 1, len(parts) + 1)
-    }
+# What the methods call the modules that they leave as they were.
+_IGNORED = (
+    *("modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"),
+    *("ignore", "exclude_modules"),
+)

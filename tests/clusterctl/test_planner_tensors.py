@@ -6,8 +6,9 @@ import pytest
 
 from clusterctl.planner.cache import cache_groups
 from clusterctl.planner.memory import even_partition
+from clusterctl.planner.quantised import covers
 from clusterctl.planner.tensors import checkpoint_bytes, parameters, rank_bytes
-from engine.shapes import ModelShape, parse_shape, stage_layers
+from engine.shapes import ModelShape, Quantisation, parse_shape, stage_layers
 from tests.engine.test_shapes import CONFIG, QWEN3_8B, SMOLLM2, shape
 
 
@@ -122,3 +123,21 @@ def test_a_hybrid_cache_is_cut_as_vllm_cuts_it() -> None:
     assert [len(layers) for _, layers in groups.groups] == [18, 18]
     # A request of 131072 tokens: all of them in one group, a window and a step in the other.
     assert groups.blocks_of(model, 131072, 8192) == 131072 // 16 + (127 + 8192) // 16 + 2
+
+
+@pytest.mark.parametrize(
+    ("patterns", "module", "quantised"),
+    [
+        (("lm_head",), "model.layers.0.mlp.gate_proj", True),
+        (("gate",), "model.layers.0.mlp.gate", False),
+        (("gate",), "model.layers.0.mlp.gate_proj", True),
+        (("model.layers.*.self_attn",), "model.layers.7.self_attn.q_proj", False),
+        (("model.layers.1.self_attn",), "model.layers.11.self_attn.q_proj", True),
+        (("re:.*self_attn.*",), "model.layers.7.self_attn.q_proj", False),
+        (("language_model.model.layers.0.mlp*",), "model.layers.0.mlp.up_proj", False),
+    ],
+)
+def test_modules_that_stay_unquantised(
+    patterns: tuple[str, ...], module: str, quantised: bool
+) -> None:
+    assert covers(Quantisation(method="fp8", bits=8, ignored=patterns), module) is quantised

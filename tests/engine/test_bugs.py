@@ -101,6 +101,13 @@ MUTATIONS = (
         "test_core.py::test_bug_ranks_compute_different_numbers_of_blocks",
     ),
     Mutation(
+        9,
+        "config.py",
+        "set(range(64, most, 32)) | {most}",
+        "set(range(64, most + 1, 32))",
+        "test_core.py::test_bug_the_largest_batch_has_no_graph",
+    ),
+    Mutation(
         10,
         "scheduler.py",
         "if room < (request.sampling.max_tokens or 1):",
@@ -179,10 +186,17 @@ MUTATIONS = (
         "test_layers.py::test_a_vocabulary_that_does_not_divide_is_padded",
     ),
     Mutation(
+        21,
+        "executor/worker.py",
+        "        self._runner = None\n        close_torch_parallel()\n",
+        "        close_torch_parallel()\n        self._runner = None\n",
+        "test_communicators.py::test_bug_graphs_outlive_their_process_group",
+    ),
+    Mutation(
         22,
         "weights.py",
-        "part = stored[shard.index]",
-        "part = stored[:][shard.index]",
+        "part = stored[shard.index[::turn]]",
+        "part = stored[:][shard.index[::turn]]",
         "test_weights.py::test_bug_a_rank_reads_whole_files",
     ),
 )

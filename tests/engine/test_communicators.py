@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from engine.communicators import (
     PeerFailed,
@@ -24,6 +26,7 @@ from engine.communicators import (
     rank_device,
     thread_world,
 )
+from engine.executor.worker import Rank, RankSpec
 from engine.parallel import ParallelContext
 
 TP, PP = 2, 2
@@ -226,6 +229,24 @@ def test_a_group_of_one_gives_back_what_it_is_given() -> None:
 def test_a_world_of_one_joins_nothing() -> None:
     context = build_torch_parallel(0, 1, 1, "no-such-host", 1, CPU)
     assert (context.tp.size, context.pp.size, context.rank) == (1, 1, 0)
+
+
+def test_bug_graphs_outlive_their_process_group() -> None:
+    """They hold its collectives: a rank lets go of all that its Runner has before it leaves."""
+
+    class Holder:
+        """As a Runner with graphs."""
+
+    held = Holder()
+    left_in_a_group: list[bool] = []
+    weakref.finalize(held, lambda: left_in_a_group.append(dist.is_initialized()))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    rank = Rank(cast("RankSpec", None))
+    rank._runner = held
+    del held
+    rank.close()
+    assert left_in_a_group == [True]
+    assert not dist.is_initialized()
 
 
 def test_replicas_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,13 @@ def test_bug_ranks_compute_different_numbers_of_blocks(
     ]
 
 
+@pytest.mark.parametrize("most", [1, 3, 31, 33, 100, 255, 257])
+def test_bug_the_largest_batch_has_no_graph(most: int) -> None:
+    sizes = EngineConfig(model="m", max_num_seqs=most).graph_sizes
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+
+
 def test_the_sampling_rank_is_found_in_a_grid_of_ranks(model: str) -> None:
     grid = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
     core = EngineCore(config(model, distributed_executor_backend="inproc", **grid), SCRIPTED)

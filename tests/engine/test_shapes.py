@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from engine.shapes import (
     ModelShape,
-    Quantisation,
     RopeScaling,
     ShapeError,
     check_runnable,
@@ -270,21 +269,3 @@ def test_stages_follow_each_other() -> None:
 def test_a_nested_text_config_is_the_decoder() -> None:
     nested = {"architectures": ["SomeVL"], "text_config": {**CONFIG, "model_type": "llama"}}
     assert parse_shape(nested).hidden_size == CONFIG["hidden_size"]
-
-
-@pytest.mark.parametrize(
-    ("patterns", "module", "quantised"),
-    [
-        (("lm_head",), "model.layers.0.mlp.gate_proj", True),
-        (("gate",), "model.layers.0.mlp.gate", False),
-        (("gate",), "model.layers.0.mlp.gate_proj", True),
-        (("model.layers.*.self_attn",), "model.layers.7.self_attn.q_proj", False),
-        (("model.layers.1.self_attn",), "model.layers.11.self_attn.q_proj", True),
-        (("re:.*self_attn.*",), "model.layers.7.self_attn.q_proj", False),
-        (("language_model.model.layers.0.mlp*",), "model.layers.0.mlp.up_proj", False),
-    ],
-)
-def test_modules_that_stay_unquantised(
-    patterns: tuple[str, ...], module: str, quantised: bool
-) -> None:
-    assert Quantisation(method="fp8", bits=8, ignored=patterns).covers(module) is quantised
