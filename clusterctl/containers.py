@@ -19,6 +19,7 @@ LABEL_NODE = "clusterctl.node"
 LABEL_ROLE = "clusterctl.role"
 LABEL_SPEC_HASH = "clusterctl.spec-hash"
 LABEL_VERSION = "clusterctl.version"
+LABEL_GPUS = "clusterctl.gpus"  # of the host: "all", or indices; CPU nodes have none
 LABEL_HELPER = "clusterctl.helper"  # who runs it; such a container is no node of a cluster
 
 # The docker command line of 20.10 sends these empty, and `docker inspect` tells empty from absent.

@@ -13,6 +13,7 @@ from typing import Literal
 from clusterctl import __version__
 from clusterctl.containers import (
     LABEL_CLUSTER,
+    LABEL_GPUS,
     LABEL_NODE,
     LABEL_ROLE,
     LABEL_SPEC_HASH,
@@ -179,6 +180,8 @@ def container_for(
         LABEL_SPEC_HASH: spec_hash(asked),
         LABEL_VERSION: __version__,
     }
+    if asked.gpus is not None:
+        labels[LABEL_GPUS] = asked.gpus
     return replace(asked, labels=labels)
 
 
@@ -348,7 +351,8 @@ def _with_devices(
         )
     if spec.devices_of(node).count is None:
         return replace(container, gpus="all")
-    return replace(container, gpus=",".join(str(index) for index in range(expected.devices)))
+    indices = spec.devices_of(node).indices or range(expected.devices)
+    return replace(container, gpus=",".join(map(str, indices)))
 
 
 def container_of(place: Place, name: str) -> SeenContainer | None:

@@ -102,7 +102,7 @@ Devices = Annotated[
     typer.Option(
         "--devices",
         metavar="KIND[:N]",
-        help="What a node gives: auto, gpu, gpu:N or cpu:N (N processes).",
+        help="What a node gives: auto, gpu, gpu:N, gpu=4-7 (these) or cpu:N (N processes).",
         show_default=False,
     ),
 ]
@@ -213,6 +213,7 @@ def load_spec(
     env: Sequence[str] | None = None,
     ssh_config: str | None = None,
     accept_new_host_keys: bool = False,
+    port_offset: int | None = None,
     allow_public_address: bool = False,
 ) -> ClusterSpec:
     """The cluster that these flags mean. Raises ConfigError."""
@@ -230,6 +231,7 @@ def load_spec(
         env=tuple(env or ()),
         ssh_config=ssh_config,
         accept_new_host_keys=accept_new_host_keys or None,
+        port_offset=port_offset,
         allow_public_address=allow_public_address,
     )
     return configuration.load_spec(flags).spec

@@ -18,11 +18,13 @@ class DevicesSpec:
 
     kind "auto": GPUs where the host has any, else an error that says how to ask for CPU slots.
     kind "cpu": `count` slots (processes) a node, a Ray resource of its own (raycluster.CPU_SLOT).
-    count None: all that the host has (gpu), one (cpu).
+    count None: all that the host has (gpu), one (cpu). `indices`: of a GPU host, these and no
+    others, in the driver's numbers; `count` is then how many.
     """
 
     kind: Literal["auto", "gpu", "cpu"] = "auto"
     count: int | None = None
+    indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,17 @@ def up(
     no_sanity: Annotated[
         bool, typer.Option("--no-sanity", help="Skip the collective check at the end.")
     ] = False,
+    port_offset: Annotated[
+        int | None,
+        typer.Option(
+            "--port-offset",
+            metavar="N",
+            min=0,
+            max=12000,
+            help="Add N to Ray's ports, for a second cluster on the same hosts.",
+            show_default=False,
+        ),
+    ] = None,
     allow_public_address: Annotated[
         bool,
         typer.Option(
@@ -111,6 +122,7 @@ def up(
             env=env,
             ssh_config=ssh_config,
             accept_new_host_keys=accept_new_host_keys,
+            port_offset=port_offset,
             allow_public_address=allow_public_address,
         )
     spec = adjusted(spec, insecure_ray, timeout, profiling=profiling)

@@ -57,6 +57,7 @@ class Flags:
     env: tuple[str, ...] = ()
     ssh_config: str | None = None
     accept_new_host_keys: bool | None = None
+    port_offset: int | None = None
     allow_public_address: bool = False
 
     def values(self) -> dict[KeyPath, tuple[object, Origin]]:
@@ -71,6 +72,7 @@ class Flags:
                 self.accept_new_host_keys or None,
                 "--accept-new-host-keys",
             ),
+            ("ray", "port_offset"): (self.port_offset, "--port-offset"),
             ("network", "allow_public_address"): (
                 self.allow_public_address or None,
                 "--allow-public-address",
@@ -197,8 +199,15 @@ def _flags_layer(flags: Flags, below: Layer, cwd: Path) -> Layer:
 
 def _origins(spec: ClusterSpec, layer: Layer) -> dict[str, Origin]:
     return {
-        dotted(path): layer.origin(path) or _unsaid(path, value) for path, value in leaves(spec)
+        dotted(path): layer.origin(path) or _shifted(layer, path) or _unsaid(path, value)
+        for path, value in leaves(spec)
     }
+
+
+def _shifted(layer: Layer, path: KeyPath) -> Origin | None:
+    """Of a port that is its default and the offset."""
+    is_port = path[0] == "ray" and str(path[-1]).endswith("port")
+    return layer.origin(("ray", "port_offset")) if is_port else None
 
 
 def _unsaid(path: KeyPath, value: object) -> Origin:

@@ -61,6 +61,8 @@ IN_WORDS: Mapping[str, str] = {
     VALUE: "must not hold a NUL character",
 }
 
+MAX_GPUS = 1024  # of one host
+
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)$")
 
 
@@ -155,15 +157,20 @@ class ShortForm(Section):
 
 
 class Devices(ShortForm):
-    """`auto`, `gpu`, `gpu:4`, `cpu:2`, or {kind, count}."""
+    """`auto`, `gpu`, `gpu:4` (four), `gpu=4-7` (these), `cpu:2`, or {kind, count, indices}."""
 
     kind: Literal["auto", "gpu", "cpu"] = DevicesSpec.kind
     """auto: the GPUs of the host. cpu: slots, one process each."""
     count: Annotated[int, Field(ge=1)] | None = DevicesSpec.count
     """How many a node gives; without it every GPU, or one CPU slot."""
+    indices: list[Annotated[int, Field(ge=0)]] = []
+    """Which GPUs of the host, by the driver's numbers, where others are not to be touched."""
 
     @classmethod
     def from_text(cls, text: str) -> object:
+        kind, equals, which = text.partition("=")
+        if equals:
+            return {"kind": kind, "indices": numbers(which)}
         kind, colon, count = text.partition(":")
         return (
             {"kind": kind, "count": int(count) if count.isdecimal() else count}
@@ -175,7 +182,29 @@ class Devices(ShortForm):
     def _count_of_what(self) -> Devices:
         if self.kind == "auto" and self.count is not None:
             raise ValueError("count needs a kind: gpu or cpu")
+        if self.indices and self.kind != "gpu":
+            raise ValueError("indices are of GPUs: kind gpu")
+        if len(set(self.indices)) < len(self.indices):
+            raise ValueError("indices name a GPU twice")
+        if self.indices and self.count not in (None, len(self.indices)):
+            raise ValueError(f"count is {self.count}, and indices name {len(self.indices)}")
         return self
+
+    def spec(self) -> DevicesSpec:
+        count = len(self.indices) or self.count
+        return DevicesSpec(self.kind, count, tuple(sorted(self.indices)))
+
+
+def numbers(text: str) -> list[int | str]:
+    """`0,4-6` is 0, 4, 5, 6. What is no number stays a word, to be refused as such."""
+    found: list[int | str] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MAX_GPUS:
+            found += range(int(first), int(last) + 1)
+        else:
+            found.append(int(part) if part.isdecimal() else part)
+    return found
 
 
 class Host(ShortForm):
@@ -203,7 +232,7 @@ class Host(ShortForm):
     def spec(self) -> NodeSpec:
         fields = {key: getattr(self, key) for key in type(self).model_fields}
         fields["address"] = self.door
-        fields["devices"] = self.devices.make(DevicesSpec) if self.devices else None
+        fields["devices"] = self.devices.spec() if self.devices else None
         return NodeSpec(**fields)
 
     @property
@@ -224,6 +253,8 @@ class Network(Section):
 class Ray(Section):
     """Ray's ports and the head's supervisor's, pinned so that a firewall can be described."""
 
+    port_offset: Annotated[int, Field(ge=0, le=12000)] = 0
+    """Added to every port that is not set here: for a second cluster on the same hosts."""
     port: Port = RaySpec.port
     node_manager_port: Port = RaySpec.node_manager_port
     object_manager_port: Port = RaySpec.object_manager_port
@@ -241,12 +272,26 @@ class Ray(Section):
     object_store_memory: Annotated[int, Field(ge=75 * 1024**2)] | None = RaySpec.object_store_memory
     """Bytes."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shifted(cls, data: Any) -> Any:
+        offset = data.get("port_offset") if isinstance(data, dict) else None
+        if type(offset) is not int:  # absent, or to be refused
+            return data
+        shifted = {key: cls.model_fields[key].default + offset for key in cls._ports()}
+        return {**shifted, **{key: value for key, value in data.items() if value is not None}}
+
+    @classmethod
+    def _ports(cls) -> list[str]:
+        return [key for key in cls.model_fields if key.endswith("port")]
+
+    def spec(self) -> RaySpec:
+        return RaySpec(**self.model_dump(exclude={"port_offset"}))
+
     @model_validator(mode="after")
     def _distinct(self) -> Ray:
         seen: dict[int, str] = {}
-        for key in (
-            key for key in type(self).model_fields if key.endswith("port") and "_worker_" not in key
-        ):
+        for key in (key for key in self._ports() if "_worker_" not in key):
             port = getattr(self, key)
             if port in seen:
                 raise ValueError(f"{seen[port]} and {key} are both {port}")
@@ -322,13 +367,13 @@ class Cluster(Section):
             nodes=tuple(host.spec() for host in self.hosts),
             head=self.head,
             image=self.image,
-            devices=self.devices.make(DevicesSpec),
+            devices=self.devices.spec(),
             env=self.env,
             model_dirs=tuple(self.model_dirs),
             mounts=tuple(parse_mount(mount) for mount in self.mounts),
             hf_home=self.hf_home,
             network=self.network.make(NetworkSpec),
-            ray=self.ray.make(RaySpec),
+            ray=self.ray.spec(),
             proxies=self.proxies.make(ProxySpec),
             limits=self.limits.make(LimitsSpec),
             ssh=self.ssh.make(SshSpec),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clusterctl.containers import LABEL_CLUSTER, LABEL_GPUS
 from clusterctl.doctor.check import (
     Check,
     Said,
@@ -13,6 +14,7 @@ from clusterctl.doctor.check import (
     warn,
 )
 from clusterctl.doctor.subject import Cluster, Host
+from clusterctl.facts.types import DockerContainer
 from clusterctl.launch import devices_of
 from clusterctl.planner.gpus import known
 
@@ -69,6 +71,15 @@ def count(one: Host) -> Said:
     if not found:
         fix = "for CPU processes in place of GPUs: --devices cpu:1, or `devices:` in cluster.yaml"
         return fail("no GPU on this host", fix, cause="ray-gpu-not-detected")
+    indices = one.spec.devices_of(one.node).indices
+    if absent := sorted(set(indices) - {gpu.index for gpu in one.facts.gpu.gpus}):
+        return fail(
+            f"there is no GPU {', '.join(map(str, absent))} on this host: it has {found}",
+            "correct `devices:`",
+            cause="ray-infeasible-per-node-gpus",
+        )
+    if indices and any(gpu.vendor == "amd" for gpu in one.facts.gpu.gpus):
+        return fail("AMD GPUs are given all or none: --devices gpu", cause="ray-gpu-not-detected")
     if found < wanted:
         return fail(
             f"{found} GPUs on this host, {wanted} asked for",
@@ -76,6 +87,59 @@ def count(one: Host) -> Said:
             values={"found": str(found), "wanted": str(wanted)},
         )
     return ok(f"{wanted} of {found} GPUs")
+
+
+@check(
+    "gpu.other-cluster",
+    "No other cluster has the GPUs",
+    cause="gpu-held-by-other-process",
+    needs=["docker.containers"],
+    tags=["preflight"],
+)
+def other_cluster(one: Host) -> Said:
+    """Docker gives one GPU to any number of containers: two clusters then find half of its memory
+    gone, or both out of it."""
+    seen = one.facts.docker.containers
+    if not one.gives_gpus or one.spec.runtime == "process":
+        return skip("no GPU is asked for")
+    if seen is None:
+        return unknown("its containers could not be listed")
+    wanted = asked_for(one)
+    others = [(c, wanted & gpus_of(c, one)) for c in seen if c.state == "running"]
+    taken = [
+        (c, shared) for c, shared in others if shared and c.labels[LABEL_CLUSTER] != one.spec.name
+    ]
+    if not taken:
+        return ok("none")
+    every = frozenset(gpu.index for gpu in one.facts.gpu.gpus)
+    free = every - frozenset().union(*(gpus_of(c, one) for c, _ in taken))
+    return [
+        fail(
+            f"GPU {_listed(shared)} belongs to cluster {c.labels[LABEL_CLUSTER]} ({c.name})",
+            (f"--devices gpu={_listed(free)}, or " if free else "")
+            + f"clusterctl down --cluster {c.labels[LABEL_CLUSTER]}",
+            values={"gpu": _listed(shared), "container": c.name},
+        )
+        for c, shared in taken
+    ]
+
+
+def asked_for(one: Host) -> frozenset[int]:
+    devices = one.spec.devices_of(one.node)
+    _, count = devices_of(one.spec, one.node, one.facts)
+    return frozenset(devices.indices or range(count))
+
+
+def gpus_of(container: DockerContainer, one: Host) -> frozenset[int]:
+    """Of a node of any cluster; empty for other containers, whose devices are not listed."""
+    said = container.labels.get(LABEL_GPUS, "") if LABEL_CLUSTER in container.labels else ""
+    if said == "all":
+        return frozenset(gpu.index for gpu in one.facts.gpu.gpus)
+    return frozenset(int(word) for word in said.split(",") if word.isdecimal())
+
+
+def _listed(indices: frozenset[int]) -> str:
+    return ",".join(map(str, sorted(indices)))
 
 
 @check(
@@ -146,5 +210,11 @@ def driver_equal(whole: Cluster) -> Said:
     return warn(f"the drivers differ: {said}", "install one driver on all hosts", confidence=0.4)
 
 
-CHECKS: tuple[Check[Host], ...] = (driver, driver_on_disk, count, unified_memory)
+CHECKS: tuple[Check[Host], ...] = (
+    driver,
+    driver_on_disk,
+    count,
+    other_cluster,
+    unified_memory,
+)
 CLUSTER_CHECKS: tuple[Check[Cluster], ...] = (alike, driver_equal)

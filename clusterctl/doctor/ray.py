@@ -35,7 +35,8 @@ def ports(one: Host) -> Said:
     stray = any(process in text for text in taken for process in _RAY_PROCESSES)
     return fail(
         f"ports that Ray needs are in use: {', '.join(taken)}",
-        "end what listens there (a stray Ray: ray stop), or choose other ports under `ray:`",
+        "end what listens there (a stray Ray: ray stop), or choose other ports: "
+        "--port-offset 1000, or under `ray:`",
         cause="port-in-use-stray-ray" if stray else None,
         values={"ports": ", ".join(taken)},
     )

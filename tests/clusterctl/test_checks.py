@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clusterctl.containers import container_name
+from clusterctl.containers import LABEL_CLUSTER, LABEL_GPUS, container_name
 from clusterctl.doctor.catalogue import CATALOGUE
 from clusterctl.doctor.check import Check, Finding, run_checks
 from clusterctl.doctor.checks import (
@@ -203,6 +203,10 @@ XID = "[ 9.1] NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus.
 DROP = "-A INPUT -p tcp -m tcp --dport 6379 -j DROP"
 LOW = 1 << 30
 
+OTHERS = DockerContainer(
+    "a", "clusterctl-b-gpu01", "x", "running", {LABEL_CLUSTER: "b", LABEL_GPUS: "0"}
+)
+
 SAMPLES: dict[str, Host | Cluster] = {
     "docker.answers": facts(docker=DockerFacts(error="permission denied")),
     "docker.version": docker(api_version="1.40", version="19.03"),
@@ -228,6 +232,7 @@ SAMPLES: dict[str, Host | Cluster] = {
     "gpu.nvlink": nvidia(links=(NvLinks(0, 17, 1), NvLinks(1, 18, 0))),
     "gpu.paths": nvidia(paths=(GpuPath("GPU0", "GPU1", "SYS"),)),
     "gpu.acs": machine(acs_bridges=12),
+    "gpu.other-cluster": docker(containers=(OTHERS,)),
     "gpu.alike": second(gpu=GpuFacts(TWO.facts.gpu.gpus[:1], DRIVER)),
     "gpu.driver-equal": second(gpu=replace(TWO.facts.gpu, driver="570.1")),
     "ray.ports": facts(listeners=(Listener("0.0.0.0", 6379, "gcs_server"),)),

@@ -153,15 +153,34 @@ class TestFile:
             ("alice", DevicesSpec("gpu", 8)),
         ]
 
-    @pytest.mark.parametrize("written", ["cpu", "cpu:2", "{kind: cpu, count: 2}", "auto", "gpu:1"])
+    @pytest.mark.parametrize(
+        "written",
+        [
+            *("cpu", "cpu:2", "{kind: cpu, count: 2}", "auto", "gpu:1", "gpu=4-6,0"),
+            *("{kind: gpu, indices: [0, 4, 5, 6]}", "{kind: gpu, count: 4, indices: [6, 5, 4, 0]}"),
+        ],
+    )
     def test_forms_of_devices(self, tmp_path: Path, written: str) -> None:
         meant = {
             "cpu": DevicesSpec("cpu"),
             "auto": DevicesSpec("auto"),
             "gpu:1": DevicesSpec("gpu", 1),
         }
+        others = DevicesSpec("cpu", 2) if "cpu" in written else DevicesSpec("gpu", 4, (0, 4, 5, 6))
         spec = load(tmp_path, f"hosts: [a]\ndevices: {written}").spec
-        assert spec.devices == meant.get(written, DevicesSpec("cpu", 2))
+        assert spec.devices == meant.get(written, others)
+
+    def test_a_second_cluster_on_the_same_hosts(self, tmp_path: Path) -> None:
+        """Ports that are set stay; what was saved is not moved once more."""
+        loaded = load(tmp_path, "hosts: [a]\nray: {port: 7000, port_offset: 1000}")
+        ray = loaded.spec.ray
+        assert (ray.port, ray.node_manager_port, ray.dashboard_port) == (7000, 7380, 9265)
+        assert (ray.min_worker_port, ray.max_worker_port) == (11002, 11999)
+        assert loaded.origins["ray.dashboard_port"].where == "cluster.yaml:2"
+        saved = spec_to_yaml(loaded.spec)
+        assert load(tmp_path, saved, Flags(port_offset=1000)).spec.ray == ray
+        flag = load(tmp_path, "hosts: [a]", Flags(port_offset=1000))
+        assert flag.origins["ray.port"].where == "--port-offset"
 
 
 # What is wrong in the file -> the error's message, and its hint
@@ -292,6 +311,26 @@ REFUSED = {
     "a count of nothing": (
         "hosts: [a]\ndevices: {count: 2}",
         "cluster.yaml:2: devices count needs a kind: gpu or cpu: a mapping",
+        None,
+    ),
+    "GPUs of no GPU host": (
+        "hosts: [a]\ndevices: cpu=0",
+        "cluster.yaml:2: devices indices are of GPUs: kind gpu: 'cpu=0'",
+        None,
+    ),
+    "a GPU twice": (
+        "hosts: [a]\ndevices: gpu=0,0",
+        "cluster.yaml:2: devices indices name a GPU twice: 'gpu=0,0'",
+        None,
+    ),
+    "a GPU that is no number": (
+        "hosts: [a]\ndevices: gpu=0,x",
+        "cluster.yaml:2: devices.indices[1] should be a valid integer, not 'x'",
+        None,
+    ),
+    "another count": (
+        "hosts: [a]\ndevices: {kind: gpu, count: 3, indices: [1]}",
+        "cluster.yaml:2: devices count is 3, and indices name 1: a mapping",
         None,
     ),
     "a kind of devices": (
@@ -573,6 +612,7 @@ variables = st.dictionaries(
 paths = st.from_regex(r"/[a-z][a-z/]{0,10}", fullmatch=True)
 ports = st.integers(1, 6000)
 devices = st.one_of(
+    st.just(DevicesSpec("gpu", 2, (1, 3))),
     st.builds(DevicesSpec, st.sampled_from(["gpu", "cpu"]), st.none() | st.integers(1, 16)),
     st.just(DevicesSpec()),
 )
@@ -652,7 +692,7 @@ def test_every_field_of_a_spec_can_be_written() -> None:
     }
     for model, spec in pairs.items():
         known = {"hosts" if field.name == "nodes" else field.name for field in fields(spec)}
-        assert set(model.model_fields) == known
+        assert set(model.model_fields) - {"port_offset"} == known
 
 
 class TestJsonSchema:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusterctl import cli, clusters
-from clusterctl.spec import ClusterSpec, NodeSpec
+from clusterctl.spec import ClusterSpec, DevicesSpec, NodeSpec
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +76,16 @@ def test_an_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_use_and_ls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        clusters.save_current(ClusterSpec(name, (NodeSpec("h", "h"),), "h"))
+    for name, devices in (("a", DevicesSpec("gpu", 2, (0, 1))), ("b", DevicesSpec("cpu", 4))):
+        clusters.save_current(ClusterSpec(name, (NodeSpec("h", "h"),), "h", devices=devices))
     assert cli.run(["use", "a"]) == 0
     assert capsys.readouterr().out == "a is the current cluster\n"
     assert cli.run(["ls"]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["a", "yes"],
-        ["b", str(tmp_path / "xdg/infercluster/clusters/b.yaml")],
+    files = [str(tmp_path / f"xdg/infercluster/clusters/{name}.yaml") for name in ("a", "b")]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["NAME", "CURRENT", "HEAD", "HOSTS", "DEVICES", "RAY", "FILE"],
+        ["a", "yes", "h", "h", "gpu=0,1", "6379", files[0]],
+        ["b", "h", "h", "cpu:4", "6379", files[1]],
     ]
     assert cli.run(["ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -92,8 +94,16 @@ def test_use_and_ls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             {
                 "name": name,
                 "current": name == "a",
-                "file": str(tmp_path / f"xdg/infercluster/clusters/{name}.yaml"),
+                "file": file,
+                "head": "h",
+                "hosts": ["h"],
+                "devices": devices,
+                "ray_port": 6379,
+                "error": None,
             }
-            for name in ("a", "b")
+            for name, file, devices in zip("ab", files, ("gpu=0,1", "cpu:4"), strict=True)
         ],
     }
+    Path(files[1]).write_text("hosts: 5")
+    assert cli.run(["ls"]) == 0
+    assert "hosts must be a list" in capsys.readouterr().out

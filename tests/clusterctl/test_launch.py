@@ -8,6 +8,7 @@ import pytest
 
 from clusterctl.containers import (
     LABEL_CLUSTER,
+    LABEL_GPUS,
     LABEL_NODE,
     LABEL_ROLE,
     LABEL_SPEC_HASH,
@@ -251,7 +252,12 @@ def test_gpus_and_rdma() -> None:
     assert made.ulimits == (Ulimit("memlock", -1, -1), Ulimit("stack", 67108864, 67108864))
     assert "--num-gpus=8" in made.command
     four = replace(spec, devices=DevicesSpec("gpu", 4))
-    assert container_for(four, four.nodes[0], here, "10.0.0.1").gpus == "0,1,2,3"
+    made = container_for(four, four.nodes[0], here, "10.0.0.1")
+    assert (made.gpus, made.labels[LABEL_GPUS]) == ("0,1,2,3", "0,1,2,3")
+    these = replace(spec, devices=DevicesSpec("gpu", 2, (5, 7)))
+    made = container_for(these, these.nodes[0], here, "10.0.0.1")
+    assert (made.gpus, made.labels[LABEL_GPUS]) == ("5,7", "5,7")
+    assert "--num-gpus=2" in made.command
 
 
 def test_amd() -> None:
