@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from clusterctl import (
@@ -13,24 +13,33 @@ from clusterctl import (
     drift,
     execution,
     formation,
+    gpumemory,
     hoststate,
     images,
     lock,
+    release,
     sanity,
 )
 from clusterctl.config import spec_to_dict
+from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.image import Held, ImageContents, judge_images
+from clusterctl.doctor.ray import ports_in_use
 from clusterctl.errors import ClusterctlError, NotReady
 from clusterctl.events import Event, Report
+from clusterctl.facts.types import HostFacts
+from clusterctl.fanout import Done
+from clusterctl.gpumemory import Nodes
 from clusterctl.images import PullPolicy
-from clusterctl.journal import Journal
+from clusterctl.journal import Journal, Made
 from clusterctl.launch import RAY_TOKEN, LaunchPlan, NodePlan
-from clusterctl.links import Opener
+from clusterctl.links import HostLink, Opener
 from clusterctl.members import members
 from clusterctl.observe import Versions, look, read_back
 from clusterctl.planning import SPEC_FILE, Prospect, left_behind, prospect
 from clusterctl.preflight import refuse
 from clusterctl.raycluster import ExpectedNode, Formation
+from clusterctl.release import Released
+from clusterctl.runtime import SeenContainer
 from clusterctl.secret import Secret
 from clusterctl.serving.records import Deployment
 from clusterctl.session import Session
@@ -110,8 +119,58 @@ def _carry_out(
         passed = _sanity(session, report) if check_sanity else None
     except BaseException:
         execution.undo(spec, found, journal, fresh, report)
+        _prove_undone(session, found, journal, report)
         raise
     return Up(found.plan, formed, passed)
+
+
+def _prove_undone(session: Session, found: Prospect, journal: Journal, report: Report) -> None:
+    """Looked at, not believed: no container of this run, its ports free, its GPUs' memory back."""
+    made = {one.host: one for one in journal.made}
+    outcomes = session.each(lambda link: _look_after(session, link), list(made))
+    seen = {host: out.value for host, out in outcomes.items() if isinstance(out, Done)}
+    after = {host: facts for host, (_, facts) in seen.items()}
+    before = {host: found.places[host].facts for host in after}
+    nodes = {plan.host: _gpus_of(plan, before) for plan in found.plan.nodes if plan.host in after}
+    released = release.watch(session, nodes, before, after, report)
+    for host, one in made.items():
+        if host in seen:
+            left = list(_left(session.spec, one, *seen[host], released))
+        else:
+            left = ["the host could not be looked at"]
+        report(Event("warn", "undo", _proof(left, host, released), host))
+
+
+def _look_after(session: Session, link: HostLink) -> tuple[list[SeenContainer], HostFacts]:
+    return link.runtime.containers({LABEL_CLUSTER: session.spec.name}), session.facts_of(link)
+
+
+def _gpus_of(plan: NodePlan, before: Mapping[str, HostFacts]) -> Nodes:
+    labels = plan.container.labels if plan.container else {}
+    return Nodes(gpumemory.gpus_of(labels, before[plan.host]))
+
+
+def _left(
+    spec: ClusterSpec,
+    made: Made,
+    containers: Sequence[SeenContainer],
+    facts: HostFacts,
+    released: Released,
+) -> Iterator[str]:
+    """What is still there of one container that was taken away, in words."""
+    ours = [one for one in containers if one.id == made.container_id]
+    if any(made.what == "created" or one.state == "running" for one in ours):
+        yield f"container {made.name} is still there"
+    if ports := ports_in_use(spec, spec.node(made.host), facts):
+        yield f"ports in use: {', '.join(ports)}"
+    yield from (str(gpu) for gpu in released.gpus if gpu.host == made.host and not gpu.back)
+
+
+def _proof(left: Sequence[str], host: str, released: Released) -> str:
+    if left:
+        return f"not proven undone: {'; '.join(left)}"
+    gpus = ", GPU memory back" if any(gpu.host == host for gpu in released.gpus) else ""
+    return f"seen: nothing of it runs, its ports are free{gpus}"
 
 
 def _say_warnings(found: Prospect, report: Report) -> None:

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clusterctl import hoststate, lock
+from clusterctl import gpumemory, hoststate, lock, release
 from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.ray import ports_in_use
 from clusterctl.errors import ClusterctlError, Unreachable
 from clusterctl.events import Event, Report
 from clusterctl.execution import take_down
 from clusterctl.facts.types import HostFacts
+from clusterctl.fanout import Done
 from clusterctl.links import HostLink, Opener
 from clusterctl.planning import left_behind
+from clusterctl.release import Released
 from clusterctl.session import Session, all_failures, results
 from clusterctl.spec import ClusterSpec
 
@@ -22,10 +24,11 @@ from clusterctl.spec import ClusterSpec
 @dataclass(frozen=True)
 class Down:
     """`removed`: the containers' names by host. `ports`: what still listens on Ray's ports there,
-    though no container of ours is left."""
+    though no container of ours is left. `released`: their GPUs."""
 
     removed: Mapping[str, tuple[str, ...]]
     ports: Mapping[str, tuple[str, ...]]
+    released: Released
 
 
 def down(session: Session, *, purge: bool, report: Report, opener: Opener | None = None) -> Down:
@@ -37,16 +40,26 @@ def down(session: Session, *, purge: bool, report: Report, opener: Opener | None
     removed: dict[str, tuple[str, ...]] = {}
     lost = dict(session.failures)
     with _locked(session, report), _former(session, report, opener) as former:
+        before = _known(session)
+        nodes = {host: gpumemory.nodes_of(spec.name, seen) for host, seen in before.items()}
         for one in (*former, session):
             lost |= one.failures
             removed |= results(one.each(lambda link: _remove_all(spec, link, report)))
             results(one.each(lambda link: _prove(spec, link)))
-        ports = _still_listening(spec, session.facts())
+        after = session.facts()
+        ports = _still_listening(spec, after)
+        released = release.watch(session, nodes, before, after, report)
         for one in (*former, session) if purge else ():
             results(one.each(lambda link: hoststate.purge(link.transport, spec.name)))
     if lost:
         raise _out_of_reach(spec, lost)
-    return Down(removed, ports)
+    return Down(removed, ports, released)
+
+
+def _known(session: Session) -> dict[str, HostFacts]:
+    """Of the hosts that say so: what cannot be seen beforehand keeps nobody from clearing up."""
+    outcomes = session.each(session.facts_of)
+    return {host: out.value for host, out in outcomes.items() if isinstance(out, Done)}
 
 
 @contextmanager

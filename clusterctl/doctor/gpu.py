@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterctl.containers import LABEL_CLUSTER, LABEL_GPUS
+from clusterctl.containers import LABEL_CLUSTER
 from clusterctl.doctor.check import (
     Check,
     Said,
@@ -14,7 +14,7 @@ from clusterctl.doctor.check import (
     warn,
 )
 from clusterctl.doctor.subject import Cluster, Host
-from clusterctl.facts.types import DockerContainer
+from clusterctl.gpumemory import gpus_of
 from clusterctl.launch import devices_of
 from clusterctl.planner.gpus import known
 
@@ -105,14 +105,14 @@ def other_cluster(one: Host) -> Said:
     if seen is None:
         return unknown("its containers could not be listed")
     wanted = asked_for(one)
-    others = [(c, wanted & gpus_of(c, one)) for c in seen if c.state == "running"]
+    others = [(c, wanted & gpus_of(c.labels, one.facts)) for c in seen if c.state == "running"]
     taken = [
         (c, shared) for c, shared in others if shared and c.labels[LABEL_CLUSTER] != one.spec.name
     ]
     if not taken:
         return ok("none")
     every = frozenset(gpu.index for gpu in one.facts.gpu.gpus)
-    free = every - frozenset().union(*(gpus_of(c, one) for c, _ in taken))
+    free = every - frozenset().union(*(gpus_of(c.labels, one.facts) for c, _ in taken))
     return [
         fail(
             f"GPU {_listed(shared)} belongs to cluster {c.labels[LABEL_CLUSTER]} ({c.name})",
@@ -128,14 +128,6 @@ def asked_for(one: Host) -> frozenset[int]:
     devices = one.spec.devices_of(one.node)
     _, count = devices_of(one.spec, one.node, one.facts)
     return frozenset(devices.indices or range(count))
-
-
-def gpus_of(container: DockerContainer, one: Host) -> frozenset[int]:
-    """Of a node of any cluster; empty for other containers, whose devices are not listed."""
-    said = container.labels.get(LABEL_GPUS, "") if LABEL_CLUSTER in container.labels else ""
-    if said == "all":
-        return frozenset(gpu.index for gpu in one.facts.gpu.gpus)
-    return frozenset(int(word) for word in said.split(",") if word.isdecimal())
 
 
 def _listed(indices: frozenset[int]) -> str:

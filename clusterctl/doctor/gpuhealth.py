@@ -19,8 +19,7 @@ from clusterctl.doctor.check import (
 )
 from clusterctl.doctor.subject import Host
 from clusterctl.facts.types import GpuHealth
-
-HELD_SHARE = 0.05  # of a GPU's memory: below it is what the driver itself keeps
+from clusterctl.gpumemory import HELD_SHARE
 
 # What the numbers mean: NVIDIA's "Xid Errors" catalogue.
 XIDS = {
