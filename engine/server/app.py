@@ -7,23 +7,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
-from engine.core import EngineDead
 from engine.outputs import Sample
-from engine.scheduler import QueueFull
 from engine.server import embeddings
 from engine.server.auth import RequireKey
-from engine.server.bridge import Generation, ShuttingDown, exhaust
-from engine.server.errors import ApiError, add_error_handlers, as_api_error
+from engine.server.bridge import Generation, exhaust
+from engine.server.errors import ApiError, add_error_handlers, clients_fault
 from engine.server.flags import ToolFormat
 from engine.server.generation import Job, Preparation
 from engine.server.limits import LimitBody
-from engine.server.metrics import Metrics
 from engine.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -32,14 +29,15 @@ from engine.server.protocol import (
     TokenizeBody,
 )
 from engine.server.replicas import Replicas
-from engine.server.stream import Disconnected, EventStream, unless_disconnected
+from engine.server.stream import EventStream, unless_disconnected
 from engine.server.tools import format_of
 from engine.server.version import version
 from engine.tokenizer import Tokenizer
 
-Made = TypeVar("Made")
+if TYPE_CHECKING:
+    from engine.server.metrics import Metrics
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is there to read it
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +157,7 @@ class Routes:
         model = self._model_name(body.model)
         name = embeddings.new_name()
         samples = await self._off_loop(lambda: self._preparation.embeddings(body, name))
-        if await self._computed(samples, request) is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        await self._compute(samples, request)
         base64 = body.encoding_format == "base64"
         return JSONResponse(embeddings.answer(samples, model, base64=base64))
 
@@ -192,32 +189,22 @@ class Routes:
         return self._tokenizer.encode(body.prompt or "", add_special_tokens=special)
 
     async def _off_loop(self, make: Callable[[], Made]) -> Made:
-        try:
+        with clients_fault():
             return await self._engine.loop.run_in_executor(self._tokenizing, make)
-        except ValueError as error:
-            raise as_api_error(error) from error
 
     async def _answer(self, job: Job, body: Any, request: Request) -> Response:
         if not body.stream:
-            if await self._computed(job.samples, request) is None:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            await self._compute(job.samples, request)
             return JSONResponse(job.answer.whole(job.samples))
-        try:
+        with clients_fault():
             generation = await self._engine.submit(job.samples)
-        except (ValueError, EngineDead, ShuttingDown, QueueFull) as error:
-            raise as_api_error(error) from error
         return EventStream(generation, _chunks(job, generation, body.include_usage))
 
-    async def _computed(self, samples: Sequence[Sample], request: Request) -> bool | None:
-        """True when all of them have ended; None when the client went before."""
-        try:
+    async def _compute(self, samples: Sequence[Sample], request: Request) -> None:
+        """To their end. Raises Disconnected when the client goes before."""
+        with clients_fault():
             generation = await self._engine.submit(samples)
             await unless_disconnected(request, exhaust(generation))
-        except (ValueError, EngineDead, ShuttingDown, QueueFull) as error:
-            raise as_api_error(error) from error
-        except Disconnected:
-            return None
-        return True
 
     def _model_name(self, asked: str | None) -> str:
         if asked is not None and asked not in self._model_names:

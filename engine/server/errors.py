@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,6 +27,7 @@ KINDS = {
 }
 
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is there to read it
 RETRY_AFTER_S = 1  # how soon a refused request may be sent again; OpenAI's clients heed it
 
 
@@ -39,6 +41,19 @@ class ApiError(Exception):
         self.status = status
         self.param = param
         self.code = code
+
+
+class Disconnected(Exception):
+    """The client has gone; what is answered no longer matters."""
+
+
+@contextmanager
+def clients_fault() -> Iterator[None]:
+    """What the engine cannot do as it was asked, a ValueError, is the client's to change."""
+    try:
+        yield
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -73,6 +88,16 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
         return error_response(error)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        return error_response(as_api_error(error))
+
+    for refusal in (QueueFull, EngineDead, ShuttingDown):
+        app.add_exception_handler(refusal, refused)
+
+    @app.exception_handler(Disconnected)
+    async def disconnected(_: Request, error: Disconnected) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -1,20 +1,27 @@
-"""What Prometheus reads at /metrics. Names are vLLM's where the meaning is the same."""
+"""What Prometheus reads at /metrics. Names are vLLM's where the meaning is the same.
+
+Not to be imported where prometheus_client is not installed.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from engine.core import EngineCore
 from engine.outputs import Delta, Sample
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
-
-Watch = Callable[[Sample, Delta], None]
+from engine.server.bridge import Watch
 
 LABELS = ("model_name", "engine")
 
@@ -24,17 +31,10 @@ NEXT_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 
 REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
 
 
-def available() -> bool:
-    """Whether prometheus_client is installed."""
-    return importlib.util.find_spec("prometheus_client") is not None
-
-
 class Metrics:
-    """Of one server's engines; the label `engine` counts them. Needs prometheus_client."""
+    """Of one server's engines; the label `engine` counts them."""
 
     def __init__(self, cores: Sequence[EngineCore], model_name: str) -> None:
-        from prometheus_client import CollectorRegistry
-
         self._registry = CollectorRegistry()
         self._registry.register(_Gauges(cores, model_name))
         self._model_name = model_name
@@ -49,8 +49,6 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def _watch(self, engine: str, sample: Sample) -> Watch:
@@ -75,14 +73,10 @@ class Metrics:
         return seen
 
     def _counter(self, name: str, help_: str, *labels: str) -> Any:
-        from prometheus_client import Counter
-
         made = Counter(f"vllm:{name}", help_, [*LABELS, *labels], registry=self._registry)
         return made if labels else self._at_zero(made)
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Any:
-        from prometheus_client import Histogram
-
         help_ = name.replace("_", " ")
         made = Histogram(f"vllm:{name}", help_, LABELS, buckets=buckets, registry=self._registry)
         return self._at_zero(made)
@@ -102,8 +96,6 @@ class _Gauges:
         self._model_name = model_name
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
-
         loads = [core.load() for core in self._cores]
         alive = [core.dead is None for core in self._cores]
         values = {

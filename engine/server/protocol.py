@@ -152,29 +152,14 @@ class GenerationBody(Body):
 
     def sampling(self, **more: Any) -> SamplingParams:
         """Raises ValueError when a value is out of its range. `more` overrides the body."""
-        given = {
-            "n": self.n,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+        given = {name: getattr(self, name) for name in _SAMPLED} | {
             "top_k": None if self.top_k == -1 else self.top_k,  # vLLM's other word for all
-            "min_p": self.min_p,
-            "min_tokens": self.min_tokens,
-            "stop": (self.stop,) if isinstance(self.stop, str) else _tuple(self.stop),
-            "stop_token_ids": _tuple(self.stop_token_ids),
-            "ignore_eos": self.ignore_eos,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "logit_bias": _tuple((self.logit_bias or {}).items()),
-            "bad_words": _tuple(self.bad_words),
-            "prompt_logprobs": self.prompt_logprobs,
-            "skip_special_tokens": self.skip_special_tokens,
             "logprobs": self.alternatives,
             "grammar": self.grammar(),
             **more,
         }
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(**chosen, seed=self.seed, max_tokens=self.token_limit)
+        return SamplingParams(**{**chosen, "max_tokens": self.token_limit})  # None: all the room
 
     def _structured(self) -> list[Grammar]:
         older = {
@@ -186,6 +171,10 @@ class GenerationBody(Body):
         if any(one is not None for one in older.values()):
             wanted.append(StructuredOutputs.model_validate(older))
         return [one.grammar() for one in wanted]
+
+
+# What the bodies and SamplingParams call by the same name.
+_SAMPLED = GenerationBody.model_fields.keys() & SamplingParams.__dataclass_fields__.keys()
 
 
 class CompletionBody(GenerationBody):
@@ -356,10 +345,6 @@ def _text(content: str | list[TextPart] | None) -> str | None:
     if isinstance(content, list):
         return "".join(part.text for part in content)
     return content
-
-
-def _tuple(values: Any) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(values)
 
 
 def _is_neutral(name: str, value: Any) -> bool:

@@ -12,9 +12,10 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -22,11 +23,13 @@ from engine import logs
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.server import metrics
 from engine.server.app import AppConfig, create_app
 from engine.server.auth import read_key
 from engine.server.replicas import Replicas, start_replicas
 from engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +148,13 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(DEATH_GRACE_S, setattr, self, "should_exit", True)
 
 
-def _metrics(cores: Sequence[EngineCore], config: AppConfig) -> metrics.Metrics | None:
-    if metrics.available():
-        return metrics.Metrics(cores, config.model_names[0])
-    logger.info("No /metrics: the package prometheus-client is not installed")
-    return None
+def _metrics(cores: Sequence[EngineCore], config: AppConfig) -> Metrics | None:
+    if find_spec("prometheus_client") is None:
+        logger.info("No /metrics: the package prometheus-client is not installed")
+        return None
+    from engine.server.metrics import Metrics
+
+    return Metrics(cores, config.model_names[0])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -14,13 +14,9 @@ from starlette.types import Receive, Scope, Send
 from engine.core import EngineDead
 from engine.outputs import GrammarFailed
 from engine.server.bridge import Generation, ShuttingDown
-from engine.server.errors import as_api_error, error_body
+from engine.server.errors import Disconnected, as_api_error, error_body
 
 Answer = TypeVar("Answer")
-
-
-class Disconnected(Exception):
-    """The client has gone; what is answered no longer matters."""
 
 
 class EventStream(StreamingResponse):
