@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from engine.bench import add_bench_flags, bench
 from engine.chat import add_chat_flags, chat
@@ -13,7 +14,7 @@ from engine.config import EngineConfig
 from engine.core import EngineDead
 from engine.executor.base import RankFailed
 from engine.executor.placement import PlacementError
-from engine.server.flags import add_engine_flags, add_serve_flags, engine_config
+from engine.server.flags import ServeConfig, add_engine_flags, add_flags, config_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        config = engine_config(arguments)
+        config = config_of(EngineConfig, arguments)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
     from engine.server.serve import serve  # brings FastAPI
 
-    return serve(config, arguments)
+    return serve(config, config_of(ServeConfig, arguments))
 
 
 COMMANDS = {"serve": _serve, "bench": bench, "chat": chat}
@@ -47,9 +48,8 @@ COMMANDS = {"serve": _serve, "bench": bench, "chat": chat}
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="answer OpenAI's API over HTTP", allow_abbrev=False)
-    add_serve_flags(serve)
     for name, help_, add_own in (
+        ("serve", "answer OpenAI's API over HTTP", partial(add_flags, config=ServeConfig)),
         ("bench", "measure tokens a second", add_bench_flags),
         ("chat", "talk to the model in this terminal", add_chat_flags),
     ):

@@ -127,15 +127,6 @@ class Rank:
         self._timeout = timeout
         self._meeting: Meeting | None = None
 
-    def join(self, connect: Callable[[], Meeting]) -> Meeting:
-        def meet() -> Finding:
-            self._meeting = connect()
-            return Finding()
-
-        self.step("rendezvous", meet)
-        assert self._meeting is not None
-        return self._meeting
-
     def step(self, name: str, action: Callable[[], Finding]) -> None:
         say(BEGIN + name)
         began = time.monotonic()
@@ -282,41 +273,43 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Check:
-    """The steps of one rank, in order, and what one step leaves for the next."""
+class Check(Rank):
+    """The steps, in order, and what one step leaves for the next."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args.rank, args.timeout)
         self._args = args
-        self._rank = Rank(args.rank, args.timeout)
         self._device = torch.device("cpu")
         self._group: dist.ProcessGroup | None = None  # None: the default group, gloo
 
     def run(self) -> NoReturn:
-        step = self._rank.step
-        step(START, self._start)
-        store = self._rank.join(self._connect).store
-        step("gloo all_reduce", lambda: self._gloo_all_reduce(store))
+        self.step(START, self._start)
+        self.step("rendezvous", self._meet)
+        self.step("gloo all_reduce", self._gloo_all_reduce)
         if self._device.type == "cuda":
-            step("matmul", lambda: check_matmul(self._device))
+            self.step("matmul", lambda: check_matmul(self._device))
         if self._args.speed:
-            step("device speed", lambda: measure_device(self._device))
+            self.step("device speed", lambda: measure_device(self._device))
         if self._device.type == "cuda":
-            step("NCCL all_reduce", self._nccl_all_reduce)
-        step(LAST_STEP, self._bandwidth)
-        self._rank.finish()
+            self.step("NCCL all_reduce", self._nccl_all_reduce)
+        self.step(LAST_STEP, self._bandwidth)
+        self.finish()
 
     def _start(self) -> Finding:
         self._device = device_for(self._args.backend, self._args.local_rank)
         return Finding(describe(self._device))
 
-    def _connect(self) -> Meeting:
+    def _meet(self) -> Finding:
         args = self._args
-        return Meeting(args.rank, args.world_size, args.master_addr, args.master_port, args.timeout)
+        where = (args.master_addr, args.master_port)
+        self._meeting = Meeting(args.rank, args.world_size, *where, args.timeout)
+        return Finding()
 
-    def _gloo_all_reduce(self, store: TCPStore) -> Finding:
+    def _gloo_all_reduce(self) -> Finding:
+        assert self._meeting is not None
         dist.init_process_group(
             "gloo",
-            store=PrefixStore("gloo", store),
+            store=PrefixStore("gloo", self._meeting.store),
             rank=self._args.rank,
             world_size=self._args.world_size,
             timeout=timedelta(seconds=self._args.timeout),

@@ -1,18 +1,39 @@
-"""The command line: one flag a field of EngineConfig, named as vLLM names them. Each default is
-written once, there."""
+"""The command line: one flag a field of EngineConfig and ServeConfig, named as vLLM names them.
+Each default is written once, there."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from engine.config import EngineConfig, numbers
 
 ToolFormat = Literal["hermes", "llama3_json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What the server is started with, beside its engine. Empty: the model as given; no web page
+    of another place (CORS). `tool_call_parser` None: as the chat template shows."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 32 << 20
+    shutdown_timeout: float = 5.0
+    tool_call_parser: ToolFormat | None = None
+
+
+Config = EngineConfig | ServeConfig
+Made = TypeVar("Made", EngineConfig, ServeConfig)
 
 HELP = {
     "dtype": "of weights and KV cache; auto: the checkpoint's",
@@ -38,7 +59,18 @@ HELP = {
     "seed": "for requests that bring none",
     "step_timeout_s": "a rank that takes longer over one step counts as hung",
     "start_timeout_s": "how long the ranks may take to come up, before weights are read",
+    "host": "address to listen on",
+    "port": "0: any free one",
+    "served_model_name": "what clients may call it; unset: the model as given",
+    "api_key_file": "unset: the environment's VLLM_API_KEY, if it is set",
+    "ssl_certfile": "speak https: the certificate (PEM), those of its issuers behind it",
+    "ssl_keyfile": "its private key (PEM); unset: in --ssl-certfile too",
+    "allowed_origins": "web pages of other places that may call this API (CORS); *: any",
+    "max_body_bytes": "of one request; larger ones are refused",
+    "shutdown_timeout": "seconds that requests may still run after SIGTERM",
+    "tool_call_parser": "how the model writes calls of tools; unset: as its chat template shows",
 }
+METAVARS = {int: "N", float: "N", Path: "FILE"}
 SHORT = {
     "tensor_parallel_size": "-tp",
     "pipeline_parallel_size": "-pp",
@@ -47,68 +79,27 @@ SHORT = {
 }
 
 
-def add_serve_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-    parser.add_argument(
-        "--served-model-name", nargs="+", metavar="NAME", help="unset: the model as given"
-    )
-    parser.add_argument(
-        "--api-key-file", type=Path, help="unset: the environment's VLLM_API_KEY, if it is set"
-    )
-    parser.add_argument(
-        "--ssl-certfile",
-        type=Path,
-        help="speak https: the certificate (PEM), those of its issuers behind it",
-    )
-    parser.add_argument(
-        "--ssl-keyfile", type=Path, help="its private key (PEM); unset: in --ssl-certfile too"
-    )
-    parser.add_argument(
-        "--allowed-origins",
-        nargs="+",
-        default=[],
-        metavar="ORIGIN",
-        help="web pages of other places that may call this API (CORS); *: any; unset: none",
-    )
-    parser.add_argument(
-        "--max-body-bytes",
-        type=int,
-        default=32 << 20,
-        metavar="N",
-        help="of one request; larger ones are refused (default: 32 MiB)",
-    )
-    parser.add_argument(
-        "--shutdown-timeout",
-        type=float,
-        default=5.0,
-        metavar="SECONDS",
-        help="how long requests may still run after SIGTERM (default: 5)",
-    )
-    parser.add_argument(
-        "--tool-call-parser",
-        choices=get_args(ToolFormat),
-        help="how the model writes calls of tools; unset: as its chat template shows",
-    )
-    add_engine_flags(parser)
+def add_flags(parser: argparse.ArgumentParser, config: type[Config]) -> None:
+    """One for each field of `config` that has a default."""
+    hints = get_type_hints(config)
+    for one in fields(config):
+        if one.default is not MISSING:
+            _add_flag(parser, one, hints[one.name])
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """The model, and a flag for each field of EngineConfig."""
     parser.add_argument("model", help="checkpoint directory, GGUF file or Hugging Face id")
-    hints = get_type_hints(EngineConfig)
-    for one in fields(EngineConfig):
-        if one.default is not MISSING:
-            _add_flag(parser, one, hints[one.name])
+    add_flags(parser, EngineConfig)
 
 
-def engine_config(arguments: argparse.Namespace) -> EngineConfig:
+def config_of(config: type[Made], arguments: argparse.Namespace) -> Made:
     """Raises ValueError when the values cannot work together."""
-    return EngineConfig(**{one.name: getattr(arguments, one.name) for one in fields(EngineConfig)})
+    return config(**{one.name: getattr(arguments, one.name) for one in fields(config)})
 
 
 def _add_flag(parser: argparse.ArgumentParser, one: Field[Any], hint: Any) -> None:
-    default = "" if one.default is None else f" (default: {one.default})"
+    default = "" if one.default in (None, ()) else f" (default: {one.default})"
     names = [f"--{one.name.replace('_', '-')}", *filter(None, [SHORT.get(one.name)])]
     parser.add_argument(
         *names, default=one.default, help=HELP[one.name] + default, **_reading(_without_none(hint))
@@ -127,7 +118,9 @@ def _reading(hint: Any) -> dict[str, Any]:
         return {"choices": get_args(hint)}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is tuple:
+    if hint == tuple[int, ...]:
         return {"type": numbers, "metavar": "N,N,..."}
+    if hint == tuple[str, ...]:
+        return {"nargs": "+", "metavar": "NAME"}
     reader: Callable[[str], Any] = hint
-    return {"type": reader, "metavar": "N"}
+    return {"type": reader, "metavar": METAVARS.get(hint)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -25,6 +24,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.server.app import AppConfig, create_app
 from engine.server.auth import read_key
+from engine.server.flags import ServeConfig
 from engine.server.replicas import Replicas, start_replicas
 from engine.tokenizer import Tokenizer
 
@@ -41,27 +41,27 @@ CLOSE_GRACE_S = 3
 DRAIN_LOOK_S = 0.05
 
 
-def serve(config: EngineConfig, arguments: argparse.Namespace) -> int:
+def serve(config: EngineConfig, options: ServeConfig) -> int:
     """Exit code: 0 after a signal, 1 when the engine died. Raises OSError when the port is taken,
     or certificate and key do not do, before anything is loaded."""
     logs.configure()
     signal.signal(signal.SIGTERM, _exit)
-    key = read_key(arguments.api_key_file, os.environ)
-    tls = Tls(arguments.ssl_certfile, arguments.ssl_keyfile)
+    key = read_key(options.api_key_file, os.environ)
+    tls = Tls(options.ssl_certfile, options.ssl_keyfile)
     tls.check()
-    listen(arguments.host, arguments.port).close()
+    listen(options.host, options.port).close()
     cores = start_replicas(config)
     try:
         tokenizer = Tokenizer(checkpoint_directory(config.model))
         app = AppConfig(
-            model_names=arguments.served_model_name or [config.model],
+            model_names=options.served_model_name or [config.model],
             api_key=key,
-            allowed_origins=arguments.allowed_origins,
-            max_body_bytes=arguments.max_body_bytes,
-            tool_format=arguments.tool_call_parser,
+            allowed_origins=options.allowed_origins,
+            max_body_bytes=options.max_body_bytes,
+            tool_format=options.tool_call_parser,
         )
-        server = Server(cores, tokenizer, app, arguments.shutdown_timeout, tls)
-        with listen(arguments.host, arguments.port) as listener:
+        server = Server(cores, tokenizer, app, options.shutdown_timeout, tls)
+        with listen(options.host, options.port) as listener:
             logger.info("Listening on %s://%s:%d", tls.scheme, *listener.getsockname()[:2])
             server.run([listener])
         return 1 if server.engine.dead else 0

@@ -6,7 +6,7 @@ AutoGPTQ, AutoAWQ, ModelOpt, the OCP microscaling formats, bitsandbytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ def parse_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
         method, config = "modelopt", config.get("quantization", config)
     if method not in _METHODS:
         raise ShapeError(f"quantisation {method!r} is not known (known: {', '.join(_METHODS)})")
-    found: Quantisation | None = _METHODS[method](config)
+    found = _METHODS[method](config)
     ignored = tuple(name for key in _IGNORED for name in config.get(key) or ())
     return found and replace(found, ignored=ignored)
 
@@ -51,10 +51,6 @@ def _fp8(config: Mapping[str, Any]) -> Quantisation:
     if block := config.get("weight_block_size"):
         return Quantisation(method="fp8", bits=8, block=(block[0], block[1]), scale_bytes=4)
     return Quantisation(method="fp8", bits=8)
-
-
-def _fbgemm(config: Mapping[str, Any]) -> Quantisation:
-    return Quantisation(method="fp8", bits=8, scale_bytes=4)
 
 
 def _gptq(config: Mapping[str, Any]) -> Quantisation:
@@ -67,10 +63,6 @@ def _gptq(config: Mapping[str, Any]) -> Quantisation:
         scale_bytes=2,
         zero_bits=bits,
     )
-
-
-def _mxfp4(config: Mapping[str, Any]) -> Quantisation:
-    return Quantisation(method="mxfp4", bits=4, group=32, scale_bytes=1)
 
 
 def _bitsandbytes(config: Mapping[str, Any]) -> Quantisation:
@@ -111,13 +103,13 @@ def _modelopt(config: Mapping[str, Any]) -> Quantisation | None:
     raise ShapeError(f"ModelOpt's quantisation {algorithm!r} is not known (known: FP8, NVFP4)")
 
 
-_METHODS: Mapping[str, Any] = {
+_METHODS: Mapping[str, Callable[[Mapping[str, Any]], Quantisation | None]] = {
     "fp8": _fp8,
-    "fbgemm_fp8": _fbgemm,
+    "fbgemm_fp8": lambda _: Quantisation(method="fp8", bits=8, scale_bytes=4),
     "gptq": _gptq,
     "awq": _gptq,
     "auto-round": _gptq,
-    "mxfp4": _mxfp4,
+    "mxfp4": lambda _: Quantisation(method="mxfp4", bits=4, group=32, scale_bytes=1),
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,
     "modelopt": _modelopt,

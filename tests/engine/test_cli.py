@@ -21,23 +21,25 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.server.auth import read_key
-from engine.server.flags import HELP, add_serve_flags, engine_config
+from engine.server.flags import HELP, ServeConfig, add_engine_flags, add_flags, config_of
 from tests.certificates import Authority
 from tests.engine.conftest import MakeCheckpoint
 
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_serve_flags(parser)
+    add_flags(parser, ServeConfig)
+    add_engine_flags(parser)
     return parser.parse_args(argv)
 
 
 def test_defaults_are_those_of_the_config() -> None:
-    assert engine_config(parse("some/model")) == EngineConfig(model="some/model")
+    assert config_of(EngineConfig, parse("some/model")) == EngineConfig(model="some/model")
 
 
 def test_every_option_of_the_config_is_a_flag_with_help() -> None:
-    assert set(HELP) == {field.name for field in fields(EngineConfig)} - {"model"}
+    options = {field.name for config in (EngineConfig, ServeConfig) for field in fields(config)}
+    assert set(HELP) == options - {"model"}
 
 
 def test_flags_are_named_as_vllm_names_them() -> None:
@@ -46,7 +48,7 @@ def test_flags_are_named_as_vllm_names_them() -> None:
         "--dtype bfloat16 --max-model-len 512 --block-size 32 --kv-cache-memory-bytes 1000 "
         "--gpu-memory-utilization 0.5 --max-num-seqs 7 --max-num-batched-tokens 99 --seed 5"
     )
-    assert engine_config(parse(*argv.split())) == EngineConfig(
+    assert config_of(EngineConfig, parse(*argv.split())) == EngineConfig(
         model="m",
         tensor_parallel_size=2,
         pipeline_parallel_size=3,
@@ -63,7 +65,7 @@ def test_flags_are_named_as_vllm_names_them() -> None:
         seed=5,
     )
     long = parse("m", "--tensor-parallel-size", "2", "--pipeline-parallel-size", "3")
-    assert engine_config(long).world_size == 6
+    assert config_of(EngineConfig, long).world_size == 6
 
 
 def test_vllms_variable_gives_the_layers_of_each_stage_where_no_flag_does() -> None:
