@@ -78,7 +78,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
 
 def bench(config: EngineConfig, arguments: argparse.Namespace) -> int:
     """Raises ValueError for requests that are longer than the model allows."""
-    with LLM.of(config) as llm:
+    with LLM(config) as llm:
         vocab = min(10_001, llm.vocab_size)
         work = workload(
             arguments.requests, arguments.input_len, arguments.output_len, vocab, config.seed

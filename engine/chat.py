@@ -26,7 +26,7 @@ def chat(config: EngineConfig, arguments: argparse.Namespace) -> int:
     """Lines in, answers out, until the end of input. Raises ValueError when the conversation has
     grown too long for the model."""
     params = SamplingParams(temperature=arguments.temperature, max_tokens=arguments.max_tokens)
-    with LLM.of(config) as llm:
+    with LLM(config) as llm:
         converse(llm, params, arguments.system, _lines(sys.stdin, sys.stdout), sys.stdout)
     return 0
 

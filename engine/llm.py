@@ -26,17 +26,9 @@ class LLM:
             print(llm.generate("The capital of France is")[0].outputs[0].text)
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self._start(EngineConfig(model=model, **options))
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> LLM:
-        """The same, of a config that exists already."""
-        llm = cls.__new__(cls)
-        llm._start(config)
-        return llm
-
-    def _start(self, config: EngineConfig) -> None:
+    def __init__(self, model: str | EngineConfig, **options: Any) -> None:
+        """`model` may be a whole config instead, without options."""
+        config = EngineConfig(model=model, **options) if isinstance(model, str) else model
         if config.data_parallel_size > 1:
             raise ValueError("data_parallel_size is the server's: python -m engine serve")
         self.config = config

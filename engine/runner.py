@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -163,9 +164,11 @@ class Runner:
         if self.config.kv_cache_memory_bytes is not None:
             return self.config.kv_cache_memory_bytes
         if self.parallel.device.type == "cuda":
-            rehearsals = [self._largest_step]
+            # As many new tokens as a step can hold, then what the largest CUDA graph holds.
+            rehearsals = [partial(self._rehearse, self.config.max_num_batched_tokens, 0)]
             if not self.config.enforce_eager:
-                rehearsals.append(self._decoding)
+                most = self.config.max_num_seqs
+                rehearsals.append(partial(self._rehearse, most, most))
             share = self.config.gpu_memory_utilization
             return cuda_kv_bytes(self.parallel.device, share, rehearsals, self.parallel.sharers)
         return cpu_kv_bytes(self.config.total_ranks)
@@ -174,17 +177,10 @@ class Runner:
         longest = self.config.max_model_len or self.shape.max_position
         return -(-longest // self.layout.block_size)
 
-    def _largest_step(self) -> None:
-        """As many new tokens as a step can hold."""
-        self._rehearse(self.config.max_num_batched_tokens, 0)
-
-    def _decoding(self) -> None:
-        """A token for as many requests as may run: what the largest CUDA graph holds."""
-        self._rehearse(self.config.max_num_seqs, self.config.max_num_seqs)
-
     @torch.inference_mode()
     def _rehearse(self, tokens: int, singles: int) -> None:
-        """Through this stage alone: no other is needed. All tokens lie in one block."""
+        """`tokens` of which the first `singles` are alone in their requests, through this stage:
+        no other is needed. All tokens lie in one block."""
         from engine.attention import paged
 
         device = self.parallel.device

@@ -71,31 +71,12 @@ def _absorb(best, mass, mixed, scores, value, MAY_BE_BLIND: tl.constexpr):
 
 @triton.jit
 def _decode(
-    heads,
-    positions,
-    rows,
-    tables,
-    keys,
-    values,
-    out,
-    partial,
-    scale,
-    cap,
-    table_width,
-    block_stride,
-    slot_stride,
-    head_stride,
-    BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KV: tl.constexpr,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    heads, positions, rows, tables, keys, values, out, partial, scale, cap,
+    table_width, block_stride, slot_stride, head_stride,
+    BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KV: tl.constexpr, DIM: tl.constexpr,
+    PADDED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -142,13 +123,9 @@ def _decode(
 
 @triton.jit
 def _join(
-    partial,
-    out,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    partial, out,
+    DIM: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """The splits of one head of one token into one: each weighed by its share of the sum."""
     if EARLY:
         gdc_launch_dependents()
@@ -192,68 +169,29 @@ def decode(
     padded = _padded(dim)
     tile, warps, stages = _decode_form(padded, heads.element_size())
     _decode[(tokens, kv, splits)](
-        heads,
-        positions,
-        rows,
-        tables,
-        cache[0],
-        cache[1],
-        out,
-        partial,
+        heads, positions, rows, tables, cache[0], cache[1], out, partial,
         *_scale_and_cap(view, dim),
-        tables.shape[1],
-        cache.stride(1),
-        cache.stride(2),
-        cache.stride(3),
-        BLOCK_SIZE=block_size,
-        QUERIES=queries,
-        KV=kv,
-        DIM=dim,
-        PADDED=padded,
-        ROWS=max(16, triton.next_power_of_2(queries // kv)),
-        TILE=tile,
-        SPLITS=splits,
+        tables.shape[1], cache.stride(1), cache.stride(2), cache.stride(3),
+        BLOCK_SIZE=block_size, QUERIES=queries, KV=kv, DIM=dim, PADDED=padded,
+        ROWS=max(16, triton.next_power_of_2(queries // kv)), TILE=tile, SPLITS=splits,
         WINDOW=view.window or 0,
-        num_warps=warps,
-        num_stages=stages,
-        **launching(tokens),
-    )
+        num_warps=warps, num_stages=stages, **launching(tokens),
+    )  # fmt: skip
     if splits > 1:
         _join[(tokens * queries,)](
-            partial,
-            out,
-            DIM=dim,
-            PADDED=padded,
-            SPLITS=splits,
-            num_warps=4,
-            **launching(tokens),
-        )
+            partial, out,
+            DIM=dim, PADDED=padded, SPLITS=splits, num_warps=4, **launching(tokens),
+        )  # fmt: skip
     return out
 
 
 @triton.jit
 def _chunk(
-    heads,
-    tiles,
-    tables,
-    keys,
-    values,
-    out,
-    scale,
-    cap,
-    table_width,
-    block_stride,
-    slot_stride,
-    head_stride,
-    BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KV: tl.constexpr,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    TILE_M: tl.constexpr,
-    TILE_N: tl.constexpr,
-    WINDOW: tl.constexpr,
-):
+    heads, tiles, tables, keys, values, out, scale, cap,
+    table_width, block_stride, slot_stride, head_stride,
+    BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KV: tl.constexpr, DIM: tl.constexpr,
+    PADDED: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
     """TILE_M tokens of one request, one head. A tile: its first token in the step, how many, the
     position of the first, the request's row."""
     tile = tl.program_id(1) * 4
@@ -319,28 +257,12 @@ def chunks(
     padded = _padded(dim)
     tile, warps, stages = _chunk_form(padded, heads.element_size())
     _chunk[(queries, len(tiles))](
-        heads,
-        tiles,
-        tables,
-        cache[0],
-        cache[1],
-        out,
-        *_scale_and_cap(view, dim),
-        tables.shape[1],
-        cache.stride(1),
-        cache.stride(2),
-        cache.stride(3),
-        BLOCK_SIZE=block_size,
-        QUERIES=queries,
-        KV=kv,
-        DIM=dim,
-        PADDED=padded,
-        TILE_M=tile_tokens,
-        TILE_N=tile,
-        WINDOW=view.window or 0,
-        num_warps=warps,
-        num_stages=stages,
-    )
+        heads, tiles, tables, cache[0], cache[1], out, *_scale_and_cap(view, dim),
+        tables.shape[1], cache.stride(1), cache.stride(2), cache.stride(3),
+        BLOCK_SIZE=block_size, QUERIES=queries, KV=kv, DIM=dim, PADDED=padded,
+        TILE_M=tile_tokens, TILE_N=tile, WINDOW=view.window or 0,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
 
 
 def _decode_form(padded: int, itemsize: int) -> tuple[int, int, int]:

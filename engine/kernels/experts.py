@@ -46,22 +46,10 @@ def tiles_of(chosen: torch.Tensor, experts: int) -> Tiles:
 
 @triton.jit
 def _product(
-    inputs,
-    weights,
-    out,
-    order,
-    experts,
-    firsts,
-    stops,
-    first_held,
-    SHARED_BY: tl.constexpr,
-    HELD: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    TILE_M: tl.constexpr,
-    TILE_N: tl.constexpr,
-    TILE_K: tl.constexpr,
-):
+    inputs, weights, out, order, experts, firsts, stops, first_held,
+    SHARED_BY: tl.constexpr, HELD: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
     tile = tl.program_id(1)
     expert = tl.load(experts + tile) - first_held
     if (expert < 0) | (expert >= HELD):
@@ -100,22 +88,9 @@ def product(
     tile_n = 64 if wide or tiles.rows == 16 else 128
     tile_k = 32 if wide else (128 if tiles.rows == 16 else 64)
     _product[(triton.cdiv(n, tile_n), len(tiles.expert))](
-        inputs,
-        weights,
-        out,
-        tiles.order,
-        tiles.expert,
-        tiles.first,
-        tiles.stop,
-        first_held,
-        SHARED_BY=shared_by,
-        HELD=held,
-        N=n,
-        K=k,
-        TILE_M=tiles.rows,
-        TILE_N=tile_n,
-        TILE_K=tile_k,
-        num_warps=8 if tiles.rows >= 64 else 4,
-        num_stages=3,
-    )
+        inputs, weights, out, tiles.order, tiles.expert, tiles.first, tiles.stop, first_held,
+        SHARED_BY=shared_by, HELD=held, N=n, K=k,
+        TILE_M=tiles.rows, TILE_N=tile_n, TILE_K=tile_k,
+        num_warps=8 if tiles.rows >= 64 else 4, num_stages=3,
+    )  # fmt: skip
     return out

@@ -17,16 +17,9 @@ if TYPE_CHECKING:
 
 @triton.jit
 def _add_rms_norm(
-    x,
-    delta,
-    weight,
-    normed,
-    total,
-    eps,
-    UNIT: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, delta, weight, normed, total, eps,
+    UNIT: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < SIZE
@@ -98,30 +91,11 @@ def _normed(first, second, weight, low, high, inside, HALF: tl.constexpr, eps, d
 
 @triton.jit
 def _turn_and_store(
-    heads,
-    positions,
-    rows,
-    tables,
-    cosines,
-    sines,
-    query_norm,
-    key_norm,
-    keys,
-    values,
-    eps,
-    table_width,
-    block_stride,
-    slot_stride,
-    head_stride,
-    BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KV: tl.constexpr,
-    HALF: tl.constexpr,
-    TURNED: tl.constexpr,
-    PADDED: tl.constexpr,
-    GROUP: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    heads, positions, rows, tables, cosines, sines, query_norm, key_norm, keys, values, eps,
+    table_width, block_stride, slot_stride, head_stride,
+    BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr,
+    TURNED: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """One token, GROUP of its heads: queries, then keys, then values. Of the first 2 * TURNED
     elements of a head i pairs with i + TURNED; the others stay, and are paired to be carried along.
     """
@@ -189,28 +163,13 @@ def turn_and_store(
     _, _, block_size, kv, _ = cache.shape
     group = 4
     _turn_and_store[(tokens, triton.cdiv(total, group))](
-        heads,
-        positions,
-        rows,
-        tables,
-        turn.cos if turn else None,
-        turn.sin if turn else None,
-        turn.query_norm if turn else None,
-        turn.key_norm if turn else None,
-        cache[0],
-        cache[1],
-        turn.eps if turn else 0.0,
-        tables.shape[1],
-        cache.stride(1),
-        cache.stride(2),
-        cache.stride(3),
-        BLOCK_SIZE=block_size,
-        QUERIES=total - 2 * kv,
-        KV=kv,
-        HALF=dim // 2,
+        heads, positions, rows, tables,
+        turn.cos if turn else None, turn.sin if turn else None,
+        turn.query_norm if turn else None, turn.key_norm if turn else None,
+        cache[0], cache[1], turn.eps if turn else 0.0,
+        tables.shape[1], cache.stride(1), cache.stride(2), cache.stride(3),
+        BLOCK_SIZE=block_size, QUERIES=total - 2 * kv, KV=kv, HALF=dim // 2,
         TURNED=turn.cos.shape[1] if turn else dim // 2,
-        PADDED=triton.next_power_of_2(dim // 2),
-        GROUP=group,
-        num_warps=1,
-        **launching(tokens),
-    )
+        PADDED=triton.next_power_of_2(dim // 2), GROUP=group,
+        num_warps=1, **launching(tokens),
+    )  # fmt: skip

@@ -32,23 +32,10 @@ def launching(tokens: int) -> dict[str, bool]:
 
 @triton.jit
 def _product(
-    inputs,
-    weights,
-    scales,
-    bias,
-    norm,
-    residual,
-    out,
-    eps,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    PADDED: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILE: tl.constexpr,
-    GATED: tl.constexpr,
-    UNIT: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    inputs, weights, scales, bias, norm, residual, out, eps,
+    N: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
+    TILE: tl.constexpr, GATED: tl.constexpr, UNIT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     column = tl.program_id(0) * TILE + tl.arange(0, TILE)
     at = tl.arange(0, PADDED)
     real = column < N
@@ -109,22 +96,8 @@ def product(
     tile = max(1, (4096 if gated else 8192) // padded)
     weight, eps, unit = norm or (None, 0.0, False)
     _product[(triton.cdiv(n, tile),)](
-        inputs,
-        weights,
-        scales,
-        bias,
-        weight,
-        residual,
-        out,
-        eps,
-        N=n,
-        K=k,
-        PADDED=padded,
-        TOKENS=tokens,
-        TILE=tile,
-        GATED=gated,
-        UNIT=unit,
-        num_warps=4 if padded <= 8192 else 8,
-        **launching(tokens),
-    )
+        inputs, weights, scales, bias, weight, residual, out, eps,
+        N=n, K=k, PADDED=padded, TOKENS=tokens, TILE=tile, GATED=gated, UNIT=unit,
+        num_warps=4 if padded <= 8192 else 8, **launching(tokens),
+    )  # fmt: skip
     return out
