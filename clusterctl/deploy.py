@@ -309,8 +309,21 @@ def _until_ready(session: Session, start: _Start, deadline: float, report: Repor
             raise
         else:
             break
-    _put_info(start, following)
+    _put_info(start, following, _revisions(session, start, report))
     return start
+
+
+def _revisions(session: Session, start: _Start, report: Report) -> Mapping[str, str | None]:
+    """Of a Hub id, what every node that may hold a rank has now; a start may have downloaded it."""
+    model = start.serve.model
+    if modelfiles.kind_of(model) != "hub":
+        return {}
+    wanted = modelfiles.asked_revision(start.serve.extra)
+    found = modelcheck.revisions(session, start.ranks, model, wanted)
+    if len(set(found.values()) - {None}) > 1:
+        said = ", ".join(f"{node} {commit}" for node, commit in found.items())
+        report(Event("warn", "serve", f"the nodes have different revisions of {model}: {said}"))
+    return found
 
 
 def _begin(session: Session, start: _Start, report: Report) -> Following:
@@ -330,7 +343,9 @@ def _begin(session: Session, start: _Start, report: Report) -> Following:
     return Following(session, start.nodes, name, offsets, report, refuse_tcp=refuse)
 
 
-def _put_info(start: _Start, ready: Following | None) -> None:
+def _put_info(
+    start: _Start, ready: Following | None, revisions: Mapping[str, str | None] = {}
+) -> None:
     """What the supervisor need not know and `ps` must. The record is the head's: any client reads
     the same."""
     serve, tokens = start.serve, ready.kv_cache_tokens if ready else None
@@ -349,6 +364,8 @@ def _put_info(start: _Start, ready: Following | None) -> None:
         "certificate": start.certificate,
         "kv_cache_tokens": tokens,
         "weights": start.weights,
+        "revision": modelfiles.asked_revision(serve.extra),
+        "revisions": dict(revisions),
         "prediction": start.forecast.document(tokens),
         "transports": list(ready.transports) if ready else [],
         "ready_generation": start.generation if ready else None,

@@ -92,17 +92,22 @@ def _of_nodes(
         yield from of_software(host, noted.get(host, {}), software(found.places[host].facts))
 
 
-def _of_deployments(session: Session, found: Prospect) -> Iterator[Drift]:
+def _of_deployments(session: Session, seen: Prospect) -> Iterator[Drift]:
     """The weights that each was started with, where all its nodes can be looked into."""
-    if any(plan.action in ("create", "start") for plan in found.plan.nodes):
+    if any(plan.action in ("create", "start") for plan in seen.plan.nodes):
         return
     nodes = members(session)
     for one in on_head(nodes[0], probe=0):
         info = deployments.read_json(nodes[0], one.name, "info.json")
-        if one.ended or info.get("weights") is None:
+        if one.ended:
             continue
-        for host, files in modelcheck.look(session, nodes, one.model).items():
-            yield from of_weights(host, one, info["weights"], files)
+        if info.get("weights") is not None:
+            for host, files in modelcheck.look(session, nodes, one.model).items():
+                yield from of_weights(host, one, info["weights"], files)
+        if loaded := info.get("revisions"):  # of a Hub id, once it was ready
+            found = modelcheck.revisions(session, nodes, one.model, info["revision"])
+            for host, was in loaded.items():
+                yield from of_revision(host, one, was, found.get(host))
 
 
 def of_weights(host: str, deployment: Deployment, was: str, files: ModelFiles) -> Iterator[Drift]:
@@ -110,6 +115,17 @@ def of_weights(host: str, deployment: Deployment, was: str, files: ModelFiles) -
     if now != was:
         fix = f"clusterctl model verify {deployment.model}"
         yield Drift(host, f"weights of {deployment.name}", was, now, fix)
+
+
+def of_revision(
+    host: str, deployment: Deployment, was: str | None, now: str | None
+) -> Iterator[Drift]:
+    """What its next start would load in place of what it has loaded. None: not known."""
+    if was is not None and now != was:
+        fix = (
+            f"serve {deployment.model} again to take the new one; with -- --revision {was} it stays"
+        )
+        yield Drift(host, f"revision of {deployment.name}", was[:12], now and now[:12], fix)
 
 
 def of_container(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from clusterctl.errors import PreflightFailed
@@ -17,6 +18,22 @@ def look(session: Session, nodes: Sequence[Member], model: str) -> dict[str, Mod
     by_name = {member.name: member for member in nodes}
     limit = session.spec.limits.parallel_hosts
     return results(fan_out(by_name, lambda name: _look(by_name[name], model), limit=limit))
+
+
+def revisions(
+    session: Session, nodes: Sequence[Member], model: str, wanted: str
+) -> dict[str, str | None]:
+    """The commit of a Hub id that each node has of the branch, tag or commit `wanted`; None: it has
+    none."""
+    by_name = {member.name: member for member in nodes}
+    argv = ["python3", "-c", modelfiles.REVISION_PROBE, model, wanted]
+
+    def ask(name: str) -> str | None:
+        member = by_name[name]
+        commit: str | None = json.loads(member.link.runtime.exec(member.container.id, argv).stdout)
+        return commit
+
+    return results(fan_out(by_name, ask, limit=session.spec.limits.parallel_hosts))
 
 
 def check_files(session: Session, nodes: Sequence[Member], model: str) -> ModelFiles:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from clusterctl.errors import ConfigError
@@ -24,6 +25,20 @@ sizes = {p.name: p.stat().st_size for p in paths if p.is_file()}
 config = root / "config.json"
 digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else ""
 print(json.dumps({"exists": root.exists(), "config": digest, "sizes": sizes}))
+"""
+
+
+# The commit that a branch or tag stands for, where huggingface_hub puts what it downloads.
+REVISION_PROBE = """
+import json, os, sys
+from pathlib import Path
+model, wanted = sys.argv[1:]
+home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+root = cache / ("models--" + model.replace("/", "--"))
+ref = root / "refs" / wanted
+commit = ref.read_text().strip() if ref.is_file() else wanted
+print(json.dumps(commit if (root / "snapshots" / commit).is_dir() else None))
 """
 
 
@@ -56,6 +71,15 @@ def kind_of(model: str) -> Literal["path", "hub"]:
         f"{model!r} is neither an absolute path on the hosts nor a Hub id (ORGANISATION/NAME)",
         hint="give the model's absolute path, equal on every host",
     )
+
+
+def asked_revision(flags: Sequence[str]) -> str:
+    """The branch, tag or commit of a Hub id that an engine's flags name."""
+    for word, value in pairwise((*flags, "")):
+        name, equals, own = word.partition("=")
+        if name == "--revision":
+            return own if equals else value
+    return "main"
 
 
 def parse(output: str) -> ModelFiles:

@@ -9,7 +9,7 @@ import pytest
 
 from clusterctl import cluster, drift
 from clusterctl.containers import ContainerSpec
-from clusterctl.drift import Drift, differences, of_software, of_weights
+from clusterctl.drift import Drift, differences, of_revision, of_software, of_weights
 from clusterctl.errors import NotReady
 from clusterctl.events import silent
 from clusterctl.serving.modelfiles import ModelFiles
@@ -101,6 +101,17 @@ def test_weights_are_held_against_those_it_was_started_with() -> None:
         (one,) = of_weights("gpu01", TINY, files.fingerprint, now)
         assert isinstance(one, Drift)
         assert one.now == (now.fingerprint if now.exists else None)
+
+
+def test_the_revision_of_a_hub_id_is_held_against_the_one_it_loaded() -> None:
+    old, new = "a" * 40, "b" * 40
+    assert list(of_revision("gpu01", TINY, old, old)) == []
+    assert list(of_revision("gpu01", TINY, None, new)) == []  # not known what it loaded
+    (moved,) = of_revision("gpu01", TINY, old, new)
+    assert (moved.what, moved.was, moved.now) == ("revision of tiny", "a" * 12, "b" * 12)
+    assert f"--revision {old}" in moved.fix
+    (gone,) = of_revision("gpu01", TINY, old, None)
+    assert gone.now is None
 
 
 def test_a_command_line_shows_only_what_differs() -> None:

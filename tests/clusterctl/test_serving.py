@@ -316,6 +316,40 @@ def look(path: Path) -> ModelFiles:
     return modelfiles.parse(said.stdout)
 
 
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
+def test_the_revision_that_a_cache_holds(tmp_path: Path, variable: str) -> None:
+    """The layout that huggingface_hub documents: refs/BRANCH names a directory of snapshots."""
+    cache = tmp_path / "hub" if variable == "HF_HOME" else tmp_path
+    model, commit = cache / "models--org--tiny", "ab" * 20
+    (model / "snapshots" / commit).mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text(commit)
+    (model / "refs/half").write_text("cd" * 20)  # its snapshot is not there
+
+    def held(wanted: str, name: str = "org/tiny") -> str | None:
+        argv = [sys.executable, "-c", modelfiles.REVISION_PROBE, name, wanted]
+        env = {variable: str(tmp_path)}
+        said = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+        commit: str | None = json.loads(said.stdout)
+        return commit
+
+    assert (held("main"), held(commit)) == (commit, commit)
+    assert (held("half"), held("v2"), held("main", "org/other")) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "revision"),
+    [
+        ((), "main"),
+        (("--revision", "v2"), "v2"),
+        (("--seed", "1", "--revision=pr/1"), "pr/1"),
+        (("--tokenizer-revision", "v2"), "main"),
+    ],
+)
+def test_which_revision_an_engine_is_asked_for(flags: tuple[str, ...], revision: str) -> None:
+    assert modelfiles.asked_revision(flags) == revision
+
+
 def checkpoint(path: Path, weights: bytes = b"12345") -> Path:
     path.mkdir()
     (path / "config.json").write_text("{}")
