@@ -202,7 +202,7 @@ def choose(spec: ClusterSpec, candidates: Sequence[Chosen], answers: Answers) ->
         if not gaps:
             return _reached(spec, chosen, answers, passed_over)
         passed_over.append(f"{_label(chosen)}: {'; '.join(_said(gaps))}")
-    raise _unreached(spec, passed_over)
+    raise _unreached(passed_over)
 
 
 def _gaps(spec: ClusterSpec, chosen: Chosen, answers: Answers) -> Iterator[Gap]:
@@ -278,7 +278,7 @@ def _blocked(spec: ClusterSpec, host: str, way: RayWay, why: str) -> Finding:
     )
 
 
-def _unreached(spec: ClusterSpec, passed_over: Sequence[str]) -> PreflightFailed:
+def _unreached(passed_over: Sequence[str]) -> PreflightFailed:
     lines = [f"  {said}" for said in passed_over]
     return PreflightFailed(
         "\n".join(["the hosts do not reach each other:", *lines]),

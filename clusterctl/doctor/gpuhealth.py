@@ -212,8 +212,8 @@ def _persistence(gpu: GpuHealth) -> Answer | None:
 def memory_held(one: Host) -> Said:
     """What another process, or an engine that did not end, holds is missing when the weights are
     loaded."""
-    if one.occupied:
-        return skip("its own node runs and may hold it")
+    if reason := one.occupied:
+        return skip(reason)
     return _by_gpu(one, lambda gpu: _held(one, gpu))
 
 

@@ -25,8 +25,8 @@ def ports(one: Host) -> Said:
     workers the same GPUs, and is what `ray status` and ray.init() find there."""
     if found := _foreign_head(one):
         return found
-    if one.occupied:
-        return skip("its own node runs and may hold them")
+    if reason := one.occupied:
+        return skip(reason)
     if one.facts.listeners is None:
         return unknown("the ports in use cannot be listed (no ss on this host)")
     taken = ports_in_use(one.spec, one.node, one.facts)

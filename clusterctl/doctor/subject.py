@@ -12,6 +12,12 @@ from clusterctl.spec import ClusterSpec, NodeSpec
 
 ENDED = ("created", "exited", "dead")  # states in which a container holds neither ports nor GPUs
 
+_OCCUPIED = {
+    True: "its own node runs, which may be what uses them",
+    False: None,
+    None: "whether its own node runs, which may be what uses them, is not known",
+}
+
 
 @dataclass(frozen=True)
 class Host:
@@ -36,16 +42,16 @@ class Host:
         return devices_of(self.spec, self.node, self.facts)[0] == "gpu"
 
     @property
-    def occupied(self) -> bool:
-        """Whether the ports in use may be our own node's. A Docker that is stopped, or does not
-        list its containers, hides it."""
+    def occupied(self) -> str | None:
+        """Why what is in use (ports, memory) may be our own node's; None where it cannot. A Docker
+        that is stopped, or does not list its containers, hides it."""
         if self.spec.runtime == "process":
-            return self.runs is not False
+            return _OCCUPIED[self.runs]
         seen = self.facts.docker.containers
         if self.facts.docker.error is not None or seen is None:
-            return True
+            return "Docker does not say whether its own node runs, which may be what uses them"
         ours = (one for one in seen if one.labels.get(LABEL_CLUSTER) == self.spec.name)
-        return any(one.state not in ENDED for one in ours)
+        return _OCCUPIED[any(one.state not in ENDED for one in ours)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def faults(shape: ModelShape, split: Split, hardware: Hardware, engine: Engine) 
     return [
         *_shape_faults(shape, split),
         *_placement_faults(split, hardware),
-        *(_native_faults(shape, split, hardware) if engine == "native" else ()),
+        *(_native_faults(shape, split) if engine == "native" else ()),
     ]
 
 
@@ -91,7 +91,7 @@ def _placement_faults(split: Split, hardware: Hardware) -> Iterator[str]:
         yield f"{hardware} has no room for {split.pp} stages of {split.tp} GPUs each"
 
 
-def _native_faults(shape: ModelShape, split: Split, hardware: Hardware) -> Iterator[str]:
+def _native_faults(shape: ModelShape, split: Split) -> Iterator[str]:
     try:
         check_architecture(shape)
         check_runnable(shape)

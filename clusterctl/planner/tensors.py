@@ -233,16 +233,14 @@ def _mamba(hidden: int, linear: LinearAttention, name: str) -> Iterator[Tensor]:
 
 
 def _mlp(shape: ModelShape, name: str) -> Iterator[Tensor]:
-    yield from _matrices(shape, name, shape.hidden_size, shape.intermediate_size, shape.gated_mlp)
+    yield from _matrices(name, shape.hidden_size, shape.intermediate_size, shape.gated_mlp)
     if shape.mlp_bias:
         up = shape.intermediate_size * (2 if shape.gated_mlp else 1)
         yield _vector(f"{name}.up_bias", up, "tp")
         yield _vector(f"{name}.down_bias", shape.hidden_size)
 
 
-def _matrices(
-    shape: ModelShape, name: str, width: int, inner: int, gated: bool
-) -> Iterator[Tensor]:
+def _matrices(name: str, width: int, inner: int, gated: bool) -> Iterator[Tensor]:
     if gated:
         yield Tensor(f"{name}.gate_proj", inner, width, "tp")
     yield Tensor(f"{name}.up_proj", inner, width, "tp")
@@ -267,7 +265,7 @@ def _sparse(shape: ModelShape, experts: Experts, name: str) -> Iterator[Tensor]:
         yield Tensor(f"{name}.latent_up", hidden, width)
     if experts.shared_size:
         shared = f"{name}.shared_experts"
-        yield from _matrices(shape, shared, hidden, experts.shared_size, experts.gated)
+        yield from _matrices(shared, hidden, experts.shared_size, experts.gated)
     if experts.shared_gate:
         yield _vector(f"{name}.shared_expert_gate", hidden)
 

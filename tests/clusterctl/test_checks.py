@@ -405,3 +405,10 @@ def test_ports_of_a_local_cluster_are_its_own_nodes_while_it_runs(
     facts = replace(ONE.facts, listeners=(Listener("127.0.0.2", port, "gcs_server"),))
     (found,) = run_checks([ALL["ray.ports"]], [Host(spec, spec.node("gpu01"), facts, runs)])
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize("id", ["ray.ports", "gpu.memory-held"])
+def test_a_docker_that_does_not_answer_is_not_taken_for_a_node_that_runs(id: str) -> None:
+    (found,) = judged(id, facts(docker=DockerFacts(error="no Docker socket")))
+    why = "Docker does not say whether its own node runs, which may be what uses them"
+    assert (found.verdict, found.message) == ("skip", why)
