@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from engine import logs
 from engine.bench import add_bench_flags, bench
 from engine.chat import add_chat_flags, chat
 from engine.config import EngineConfig
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_of(EngineConfig, arguments)
     except ValueError as error:
         parser.error(str(error))
+    logs.configure()
     try:
         return COMMANDS[arguments.command](config, arguments)
     except (ValueError, OSError, EngineDead, RankFailed, PlacementError) as error:

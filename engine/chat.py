@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import TextIO
 
 from engine.config import EngineConfig
@@ -34,17 +37,32 @@ def chat(config: EngineConfig, arguments: argparse.Namespace) -> int:
 def converse(
     llm: LLM, params: SamplingParams, system: str | None, lines: Iterable[str], out: TextIO
 ) -> None:
-    """Each answer is written as it comes, and remembered."""
+    """Each answer is written as it comes, up to Ctrl-C, and remembered."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     for line in lines:
         messages.append({"role": "user", "content": line})
         answer = ""
-        for piece in llm.stream(llm.tokenizer.encode_chat(messages), params):
-            answer += piece
-            out.write(piece)
-            out.flush()
+        prompt = llm.tokenizer.encode_chat(messages)
+        with _interrupts() as interrupted, closing(llm.stream(prompt, params)) as pieces:
+            for piece in pieces:
+                answer += piece
+                out.write(piece)
+                out.flush()
+                if interrupted.is_set():
+                    break
         out.write("\n")
         messages.append({"role": "assistant", "content": answer})
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, which in the middle of a step would end the engine."""
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lines(source: TextIO, out: TextIO) -> Iterator[str]:
@@ -54,6 +72,7 @@ def _lines(source: TextIO, out: TextIO) -> Iterator[str]:
             out.write(PROMPT)
             out.flush()
         if not (line := source.readline()):
+            out.write("\n" if source.isatty() else "")  # the next prompt is the shell's
             return
         if line.strip():
             yield line.strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -95,7 +95,7 @@ class LLM:
         prompts = [self.tokenizer.encode_chat(conversation) for conversation in conversations]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Generator[str, None, None]:
         """The text of one answer (n=1) as it comes. Closing the iterator ends the answer."""
         (sample,) = self._job(prompt, sampling_params).samples
         request_id = sample.request.request_id

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
-from engine import logs
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -44,7 +43,6 @@ DRAIN_LOOK_S = 0.05
 def serve(config: EngineConfig, options: ServeConfig) -> int:
     """Exit code: 0 after a signal, 1 when the engine died. Raises OSError when the port is taken,
     or certificate and key do not do, before anything is loaded."""
-    logs.configure()
     signal.signal(signal.SIGTERM, _exit)
     key = read_key(options.api_key_file, os.environ)
     tls = Tls(options.ssl_certfile, options.ssl_keyfile)

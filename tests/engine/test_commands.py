@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -64,6 +65,34 @@ def test_a_conversation_is_remembered(checkpoint: MakeCheckpoint) -> None:
         messages = [*said("one"), {"role": "assistant", "content": first}, *said("two")[1:]]
         second = llm.chat(messages, params)[0].outputs[0].text
     assert out.getvalue() == f"{first}\n{second}\n"
+
+
+class Impatient(io.StringIO):
+    """Presses Ctrl-C once, at the first piece of an answer."""
+
+    pressed = False
+
+    def write(self, text: str) -> int:
+        if not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(text)
+
+
+def test_an_interrupted_answer_ends_and_the_conversation_goes_on(
+    checkpoint: MakeCheckpoint,
+) -> None:
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    with LLM(str(checkpoint()), dtype="float32", device="cpu") as llm:
+        out = Impatient()
+        converse(llm, params, "be brief", ["one", "two"], out)
+        first, second, _ = out.getvalue().split("\n")
+        (whole,) = llm.chat(said("one"), params)
+        assert whole.outputs[0].text.startswith(first)
+        assert len(first) < len(whole.outputs[0].text)
+        messages = [*said("one"), {"role": "assistant", "content": first}, *said("two")[1:]]
+        assert second == llm.chat(messages, params)[0].outputs[0].text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def said(text: str) -> list[dict[str, str]]:
