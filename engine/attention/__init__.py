@@ -16,4 +16,4 @@ def make_backend(cache: tuple[torch.Tensor, ...]) -> AttentionBackend:
     from engine.attention.sdpa import SdpaBackend
     from engine.kernels import cpu
 
-    return CompiledBackend(cache) if cpu.serves(cache[0]) else SdpaBackend(cache)
+    return CompiledBackend(cache) if cpu.attends(cache[0]) else SdpaBackend(cache)

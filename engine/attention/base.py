@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from engine.kernels.cpu import in_huge_pages
+
 
 @dataclass(frozen=True)
 class Span:
@@ -46,7 +48,8 @@ class KVLayout:
     def allocate(self, num_blocks: int, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Zeros, because attention also multiplies slots that it masks: no NaN may lie there."""
         size = (2, num_blocks, self.block_size, self.kv_heads, self.head_dim)
-        return tuple(torch.zeros(size, dtype=self.dtype, device=device) for _ in range(self.layers))
+        parts = (torch.empty(size, dtype=self.dtype, device=device) for _ in range(self.layers))
+        return tuple(in_huge_pages(part).zero_() for part in parts)
 
 
 @dataclass(frozen=True)

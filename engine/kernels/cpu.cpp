@@ -1,50 +1,108 @@
-// The CPU's small kernels, as cpu.py calls them: loops over rows, fp32 inside, one rounding at
-// the end. `bf16`: the tensors are bfloat16, not float32. Every tensor is contiguous.
+// The CPU's kernels, as cpu.py calls them: fp32 inside, one rounding at the end. `bf16`: the
+// tensors are bfloat16, not float32. Every tensor is contiguous.
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
 const int64_t kWorthSharing = 1 << 14;  // elements; below, waking a second thread takes longer
+const int64_t kLanes = 16;
+const int64_t kLongest = 512;         // elements of a head; cpu.py's too
+const int64_t kLine = 64;             // bytes of a cache line
+const int64_t kChunkBytes = 1 << 19;  // of a product's inputs: a quarter of a core's cache
+
+// The compiler lowers these to what the machine has.
+typedef float Vec __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef int32_t Whole __attribute__((vector_size(64)));
+typedef float LooseVec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t LooseHalves __attribute__((vector_size(32), aligned(2), may_alias));
 
 struct bfloat16 {
   uint16_t bits;
 };
 
-inline float wide(float x) { return x; }
-inline float wide(bfloat16 x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
+inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
+inline Vec load(const bfloat16* from) {
+  const LooseHalves halves = *reinterpret_cast<const LooseHalves*>(from);
+#ifdef __AVX512F__
+  return (Vec)((Bits)_mm512_cvtepu16_epi32((__m256i)halves) << 16);
+#else
+  return (Vec)(__builtin_convertvector(halves, Bits) << 16);
+#endif
+}
+inline void store(float* to, Vec x) { *reinterpret_cast<LooseVec*>(to) = x; }
+inline void store(bfloat16* to, Vec x) {  // to nearest, ties to even; NaN stays NaN
+  const Bits bits = (Bits)x;
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits kept = (Bits)(x == x);
+  const Bits result = (rounded & kept) | (0x7fc0 & ~kept);
+#ifdef __AVX512F__
+  *reinterpret_cast<LooseHalves*>(to) = (LooseHalves)_mm512_cvtepi32_epi16((__m512i)result);
+#else
+  *reinterpret_cast<LooseHalves*>(to) = __builtin_convertvector(result, LooseHalves);
+#endif
 }
 
 template <typename T>
-inline T narrow(float x) { return static_cast<T>(x); }
-template <>
-inline bfloat16 narrow<bfloat16>(float x) {  // to nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0)};
+inline Vec load(const T* from, int64_t count) {  // the rest is 0
+  if (count == kLanes) return load(from);
+  T some[kLanes] = {};
+  std::copy_n(from, count, some);
+  return load(some);
+}
+template <typename T>
+inline void store(T* to, Vec x, int64_t count) {
+  if (count == kLanes) return store(to, x);
+  T all[kLanes];
+  store(all, x);
+  std::copy_n(all, count, to);
 }
 
-// e^x within 2 units in the last place, in a form that compilers vectorise: Cephes' expf, its
-// range cut to where the result is a normal number.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float whole = std::floor(x * 1.44269504f + 0.5f);
-  const float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
+inline float sum(Vec x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+#endif
+}
+
+// `each(first element, how many)` of pieces that a Vec holds.
+template <typename Each>
+inline void pieces(int64_t size, Each each) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) each(i, kLanes);
+  if (i < size) each(i, size - i);
+}
+
+// e^x within 2 units in the last place: Cephes' expf, its range cut to where the result is a
+// normal number.
+inline Vec exponential(Vec x) {
+  x = x < -87.0f ? Vec{} - 87.0f : x;
+  x = x > 88.0f ? Vec{} + 88.0f : x;
+  const float shift = 12582912;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec whole = (x * 1.44269504f + shift) - shift;
+  const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vec p = Vec{} + 1.9875691500e-4f;
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
     p = p * r + c;
-  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
+  const Vec power = (Vec)((__builtin_convertvector(whole, Whole) + 127) << 23);
   return (p * r * r + r + 1) * power;
 }
 
@@ -53,21 +111,18 @@ void add_rms_norm(const T* x, const T* delta, const T* weight, T* normed, T* tot
                   int64_t size, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * size > kWorthSharing)
   for (int64_t row = 0; row < rows; ++row) {
-    const T* sum = x + row * size;
-    if (delta != nullptr) {
-      const T* add = delta + row * size;
-      T* to = total + row * size;
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) to[i] = narrow<T>(wide(sum[i]) + wide(add[i]));
-      sum = to;
-    }
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < size; ++i) squares += wide(sum[i]) * wide(sum[i]);
-    const float scale = 1 / std::sqrt(squares / size + eps);
-    T* to = normed + row * size;
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) to[i] = narrow<T>(wide(sum[i]) * scale * wide(weight[i]));
+    const T *one = x + row * size, *other = delta + row * size;
+    T *both = total + row * size, *to = normed + row * size;
+    Vec squares = {};
+    pieces(size, [&](int64_t i, int64_t n) {
+      if (delta) store(both + i, load(one + i, n) + load(other + i, n), n);
+      const Vec rounded = load((delta ? both : one) + i, n);
+      squares += rounded * rounded;
+    });
+    const float scale = 1 / std::sqrt(sum(squares) / size + eps);
+    pieces(size, [&](int64_t i, int64_t n) {
+      store(to + i, load((delta ? both : one) + i, n) * scale * load(weight + i, n), n);
+    });
   }
 }
 
@@ -76,12 +131,10 @@ void silu_gate(const T* gate_and_up, T* out, int64_t rows, int64_t size, int thr
 #pragma omp parallel for num_threads(threads) if (rows * size > kWorthSharing)
   for (int64_t row = 0; row < rows; ++row) {
     const T* gate = gate_and_up + row * 2 * size;
-    T* to = out + row * size;
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      const float x = wide(gate[i]);
-      to[i] = narrow<T>(x / (1 + exponential(-x)) * wide(gate[size + i]));
-    }
+    pieces(size, [&](int64_t i, int64_t n) {
+      const Vec x = load(gate + i, n);
+      store(out + row * size + i, x / (1 + exponential(-x)) * load(gate + size + i, n), n);
+    });
   }
 }
 
@@ -90,19 +143,36 @@ template <typename T>
 void turn(T* head, int64_t dim, const float* norm, float eps, const float* cos, const float* sin,
           int64_t half) {
   if (norm != nullptr) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < dim; ++i) squares += wide(head[i]) * wide(head[i]);
-    const float scale = 1 / std::sqrt(squares / dim + eps);
-#pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) head[i] = narrow<T>(wide(head[i]) * scale * norm[i]);
+    Vec squares = {};
+    pieces(dim, [&](int64_t i, int64_t n) { squares += load(head + i, n) * load(head + i, n); });
+    const float scale = 1 / std::sqrt(sum(squares) / dim + eps);
+    pieces(dim, [&](int64_t i, int64_t n) {
+      store(head + i, load(head + i, n) * scale * load(norm + i, n), n);
+    });
   }
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const float first = wide(head[i]), second = wide(head[i + half]);
-    head[i] = narrow<T>(first * cos[i] - second * sin[i]);
-    head[i + half] = narrow<T>(second * cos[i] + first * sin[i]);
+  pieces(half, [&](int64_t i, int64_t n) {
+    const Vec first = load(head + i, n), second = load(head + i + half, n);
+    const Vec c = load(cos + i, n), s = load(sin + i, n);
+    store(head + i, first * c - second * s, n);
+    store(head + i + half, second * c + first * s, n);
+  });
+}
+
+// Scores become e^(score - the largest); returns their sum. There is room for kLanes more.
+float softmax(float* scores, int64_t count, float softcap) {
+  for (int64_t t = 0; softcap > 0 && t < count; ++t)
+    scores[t] = softcap * std::tanh(scores[t] / softcap);
+  float most = scores[0];
+#pragma omp simd reduction(max : most)
+  for (int64_t t = 0; t < count; ++t) most = std::max(most, scores[t]);
+  std::fill_n(scores + count, kLanes, most - 100);  // to e^-87, which is nothing beside 1
+  Vec total = {};
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const Vec share = exponential(load(scores + t) - most);
+    store(scores + t, share);
+    total += share;
   }
+  return sum(total);
 }
 
 struct Sizes {  // cpu.py's Sizes
@@ -129,62 +199,199 @@ void turn_and_store(T* heads, const int64_t* positions, const int64_t* slots, T*
   }
 }
 
-// One new token a row: its queries against all of its past, a KV head and its group at a time.
-template <typename T>
+// One new token a row: its queries against all of its past. `kDim`: the head size where the
+// compiler knows it, else 0 and at most kLongest.
+template <int64_t kDim, typename T>
 void decode(const T* heads, const int64_t* positions, const int32_t* tables, int64_t width,
             const T* cache, int64_t num_slots, T* out, int64_t rows, Sizes is, int64_t window,
             float softcap, float scale, int threads) {
-  const int64_t group = is.queries / is.kv, dim = is.dim, stored = is.kv * dim;
-#pragma omp parallel num_threads(threads) if (rows * width * is.block_size * is.queries * is.dim > kWorthSharing)
+  const int64_t group = is.queries / is.kv, dim = kDim ? kDim : is.dim, stored = is.kv * dim;
+  const bool share = rows * width * is.block_size * is.queries * dim > kWorthSharing;
+#pragma omp parallel num_threads(threads) if (share)
   {
-    std::vector<float> query(group * dim), mixed(group * dim), one(dim), scores;
-#pragma omp for schedule(dynamic)
+    Vec query[(kDim ? kDim : kLongest) / kLanes], mixed[(kDim ? kDim : kLongest) / kLanes];
+    std::vector<float> scores;
+#pragma omp for schedule(dynamic, is.kv)
     for (int64_t task = 0; task < rows * is.kv; ++task) {
       const int64_t row = task / is.kv, head = task % is.kv;
       const int64_t stop = positions[row] + 1;
       const int64_t start = window > 0 ? std::max<int64_t>(0, stop - window) : 0;
       const int64_t seen = stop - start;
-      const auto past = [&](int64_t place, int64_t which) {
-        const int64_t block = tables[row * width + place / is.block_size];
-        const int64_t slot = block * is.block_size + place % is.block_size;
-        const T* from = cache + (which * num_slots + slot) * stored + head * dim;
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) one[i] = wide(from[i]);
+      // `use(number, vector)` of each key (which: 0) or value (1) that is seen.
+      const auto past = [&](int64_t which, auto use) {
+        for (int64_t block = start / is.block_size; block * is.block_size < stop; ++block) {
+          const int64_t first = block * is.block_size, last = std::min(first + is.block_size, stop);
+          const int32_t* table = tables + row * width + block;
+          const int64_t slot = which * num_slots + table[0] * is.block_size;
+          const int64_t further = last < stop ? (table[1] - table[0]) * is.block_size * stored : 0;
+          for (int64_t place = std::max(first, start); place < last; ++place) {
+            const T* one = cache + (slot + place - first) * stored + head * dim;
+            for (int64_t i = 0; i < dim && further; i += kLine / int64_t(sizeof(T)))
+              __builtin_prefetch(one + further + i);
+            use(place - start, one);
+          }
+        }
       };
-      const T* asked = heads + (row * (is.queries + 2 * is.kv) + head * group) * dim;
-      for (int64_t i = 0; i < group * dim; ++i) query[i] = wide(asked[i]) * scale;
-      scores.resize(group * seen);
-      for (int64_t t = 0; t < seen; ++t) {
-        past(start + t, 0);
-        for (int64_t g = 0; g < group; ++g) {
-          const float* q = query.data() + g * dim;
-          float score = 0;
-#pragma omp simd reduction(+ : score)
-          for (int64_t i = 0; i < dim; ++i) score += q[i] * one[i];
-          scores[g * seen + t] = softcap > 0 ? softcap * std::tanh(score / softcap) : score;
-        }
-      }
+      scores.resize(seen + kLanes);
       for (int64_t g = 0; g < group; ++g) {
-        float* s = scores.data() + g * seen;
-        const float most = *std::max_element(s, s + seen);
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t t = 0; t < seen; ++t) sum += s[t] = exponential(s[t] - most);
-#pragma omp simd
-        for (int64_t t = 0; t < seen; ++t) s[t] /= sum;
+        const T* asked = heads + (row * (is.queries + 2 * is.kv) + head * group + g) * dim;
+        pieces(dim, [&](int64_t i, int64_t n) { query[i / kLanes] = load(asked + i, n) * scale; });
+        past(0, [&](int64_t t, const T* key) {
+          Vec products = {};
+          pieces(dim,
+                 [&](int64_t i, int64_t n) { products += query[i / kLanes] * load(key + i, n); });
+          scores[t] = sum(products);
+        });
+        const float total = softmax(scores.data(), seen, softcap);
+        pieces(dim, [&](int64_t i, int64_t) { mixed[i / kLanes] = Vec{}; });
+        past(1, [&](int64_t t, const T* value) {
+          pieces(dim, [&](int64_t i, int64_t n) {
+            mixed[i / kLanes] += scores[t] * load(value + i, n);
+          });
+        });
+        T* to = out + (row * is.queries + head * group + g) * dim;
+        pieces(dim, [&](int64_t i, int64_t n) { store(to + i, mixed[i / kLanes] / total, n); });
       }
-      std::fill(mixed.begin(), mixed.end(), 0.0f);
-      for (int64_t t = 0; t < seen; ++t) {
-        past(start + t, 1);
-        for (int64_t g = 0; g < group; ++g) {
-          const float share = scores[g * seen + t];
-          float* m = mixed.data() + g * dim;
-#pragma omp simd
-          for (int64_t i = 0; i < dim; ++i) m[i] += share * one[i];
+    }
+  }
+}
+
+// Fetches one block's share of the next panel, spread over the block's steps.
+struct Ahead {
+  const char* next;
+  int64_t lines, lines_a_step;
+
+  Ahead(const void* panel, int64_t bytes, int64_t block, int64_t blocks, int64_t steps) {
+    const int64_t first = bytes / kLine * block / blocks;
+    next = static_cast<const char*>(panel) + first * kLine;
+    lines = panel ? bytes / kLine * (block + 1) / blocks - first : 0;
+    lines_a_step = (lines + steps - 1) / steps;
+  }
+  void step() {
+    for (int64_t i = 0; i < lines_a_step && lines > 0; ++i, --lines, next += kLine)
+      __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// A block of at most kRows rows times a panel of kWide columns; `step` of `in` at a time.
+struct Fma {  // a panel is [in][kWide]
+  using T = float;
+  static const int64_t kRows = 8, kWide = 48, kStep = 8;
+
+  template <int kCount>
+  static void rows_of(const T* inputs, const T* panel, int64_t in, float (*sums)[kWide],
+                      Ahead ahead) {
+    Vec total[kCount][3] = {};
+    for (int64_t k = 0; k < in; ++k, panel += kWide) {
+      if (k % kStep == 0) ahead.step();
+      const Vec columns[3] = {load(panel), load(panel + kLanes), load(panel + 2 * kLanes)};
+#pragma GCC unroll 8
+      for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < 3; ++v) total[r][v] += inputs[r * in + k] * columns[v];
+    }
+    for (int r = 0; r < kCount; ++r)
+      for (int v = 0; v < 3; ++v) store(sums[r] + v * kLanes, total[r][v]);
+  }
+
+  void block(int64_t rows, const T* inputs, const T* panel, int64_t in, float (*sums)[kWide],
+             Ahead ahead) {
+    static constexpr decltype(&rows_of<1>) kernels[] = {rows_of<1>, rows_of<2>, rows_of<3>,
+                                                        rows_of<4>, rows_of<5>, rows_of<6>,
+                                                        rows_of<7>, rows_of<8>};
+    kernels[rows - 1](inputs, panel, in, sums, ahead);
+  }
+};
+
+#ifdef TILES
+struct Tiles {  // a panel is [in / 32][2 halves of the columns][16 pairs of `in`][16 columns][2]
+  using T = bfloat16;
+  static const int64_t kRows = 32, kWide = 32, kStep = 32;
+  int64_t configured = 0;
+
+  ~Tiles() {
+    if (configured) _tile_release();
+  }
+
+  void configure(int64_t rows) {  // tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7 weights
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, unused[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    const int64_t upper = std::min<int64_t>(rows, 16), lower = std::max<int64_t>(rows - 16, 1);
+    for (int tile = 0; tile < 8; ++tile) {
+      config.bytes[tile] = 64;
+      config.rows[tile] = tile > 5 ? 16 : tile == 2 || tile == 3 || tile == 5 ? lower : upper;
+    }
+    _tile_loadconfig(&config);
+    configured = rows;
+  }
+
+  void block(int64_t rows, const T* inputs, const T* panel, int64_t in, float (*sums)[kWide],
+             Ahead ahead) {
+    if (rows != configured) configure(rows);
+    const T* lower = inputs + 16 * in;
+    const bool both = rows > 16;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < in; k += kStep, panel += kWide * kStep) {
+      ahead.step();
+      _tile_loadd(6, panel, 64);
+      _tile_loadd(7, panel + 16 * kStep, 64);
+      _tile_loadd(4, inputs + k, in * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!both) continue;
+      _tile_loadd(5, lower + k, in * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums[0], kWide * 4);
+    _tile_stored(1, sums[0] + 16, kWide * 4);
+    if (!both) return;
+    _tile_stored(2, sums[16], kWide * 4);
+    _tile_stored(3, sums[16] + 16, kWide * 4);
+  }
+};
+#endif
+
+// inputs [rows, in] @ weight.T + bias for a weight [columns, in] in panels: each thread has a run
+// of them, and reads a panel from memory once for a chunk of rows that its cache holds.
+template <typename Kernel, typename T = typename Kernel::T>
+void product(const T* inputs, const T* packed, const T* bias, T* out, int64_t rows, int64_t in,
+             int64_t columns, int threads) {
+  const int64_t kRows = Kernel::kRows, kWide = Kernel::kWide, size = in * kWide;
+  const int64_t panels = (columns + kWide - 1) / kWide;
+  const int64_t chunk = std::max(kRows, kChunkBytes / (in * int64_t(sizeof(T))) / kRows * kRows);
+#pragma omp parallel num_threads(threads)
+  {
+    Kernel kernel;
+    alignas(64) float sums[kRows][kWide];
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t begin = panels * me / all, end = panels * (me + 1) / all;
+    for (int64_t top = 0; top < rows; top += chunk) {
+      const int64_t bottom = std::min(top + chunk, rows);
+      const int64_t blocks = (bottom - top + kRows - 1) / kRows;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        const T* weights = packed + panel * size;
+        const T* again = bottom < rows ? packed + begin * size : nullptr;
+        const T* next = panel + 1 < end ? weights + size : again;
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t first = top + block * kRows, count = std::min(kRows, bottom - first);
+          const Ahead ahead(next, size * sizeof(T), block, blocks, in / Kernel::kStep);
+          kernel.block(count, inputs + first * in, weights, in, sums, ahead);
+          for (int64_t row = 0; row < count; ++row)
+            pieces(std::min(kWide, columns - panel * kWide), [&](int64_t i, int64_t n) {
+              const int64_t column = panel * kWide + i;
+              const Vec sum =
+                  bias ? load(sums[row] + i) + load(bias + column, n) : load(sums[row] + i);
+              store(out + (first + row) * columns + column, sum, n);
+            });
         }
       }
-      T* to = out + (row * is.queries + head * group) * dim;
-      for (int64_t i = 0; i < group * dim; ++i) to[i] = narrow<T>(mixed[i]);
     }
   }
 }
@@ -200,6 +407,31 @@ void dispatch(int bf16, Call call) {
 #define OF(pointer) static_cast<decltype(t)>(pointer)
 
 extern "C" {
+
+// Whether `product` can be called: float has its vectors, bfloat16 its tiles, and the kernel lets
+// this process use them.
+int engine_multiplies(int bf16) {
+#ifdef TILES
+  const int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (bf16) return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#endif
+#ifdef __AVX512F__
+  return !bf16;
+#else
+  return 0;
+#endif
+}
+
+void engine_product(int bf16, void* inputs, void* packed, void* bias, void* out, int64_t rows,
+                    int64_t in, int64_t columns, int threads) {
+#ifdef TILES
+  using B = bfloat16;
+  if (bf16)
+    return product<Tiles>((B*)inputs, (B*)packed, (B*)bias, (B*)out, rows, in, columns, threads);
+#endif
+  using F = float;
+  product<Fma>((F*)inputs, (F*)packed, (F*)bias, (F*)out, rows, in, columns, threads);
+}
 
 void engine_add_rms_norm(int bf16, void* x, void* delta, void* weight, void* normed, void* total,
                          int64_t rows, int64_t size, float eps, int threads) {
@@ -227,8 +459,10 @@ void engine_decode(int bf16, void* heads, int64_t* positions, int32_t* tables, i
                    void* cache, int64_t num_slots, void* out, int64_t rows, Sizes is,
                    int64_t window, float softcap, float scale, int threads) {
   dispatch(bf16, [&](auto* t) {
-    decode(OF(heads), positions, tables, width, OF(cache), num_slots, OF(out), rows, is, window,
-           softcap, scale, threads);
+    using T = std::remove_pointer_t<decltype(t)>;
+    const auto run = is.dim == 64 ? decode<64, T> : is.dim == 128 ? decode<128, T> : decode<0, T>;
+    run(OF(heads), positions, tables, width, OF(cache), num_slots, OF(out), rows, is, window,
+        softcap, scale, threads);
   });
 }
 }

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import mmap
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math"),  # else no loop with a floor or root is vectorised
 )
 DTYPES = (torch.float32, torch.bfloat16)
+_LONGEST = 512  # elements of a head
+_WIDE = {torch.float32: 48, torch.bfloat16: 32}  # columns of a panel
+_STEP = {torch.float32: 8, torch.bfloat16: 32}  # what a panel's depth is a multiple of
 
 
 class Sizes(ctypes.Structure):
@@ -56,6 +61,52 @@ def library() -> ctypes.CDLL | None:
 def serves(tensor: torch.Tensor) -> bool:
     """Whether the functions below take it."""
     return not tensor.is_cuda and tensor.dtype in DTYPES and library() is not None
+
+
+def attends(cache: torch.Tensor) -> bool:
+    """Whether `decode` takes it: KVLayout's, of heads that are not too long."""
+    return serves(cache) and cache.shape[-1] <= _LONGEST
+
+
+def multiplies(weight: torch.Tensor) -> bool:
+    """Whether `panels` and `product` take it: fp32 needs AVX-512, bf16 AMX."""
+    whole = weight.shape[1] % _STEP[weight.dtype] == 0 if weight.dtype in DTYPES else False
+    return whole and serves(weight) and bool(_multiplies(weight.dtype == torch.bfloat16))
+
+
+def panels(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in] in the order that `product` reads it: cpu.cpp's Fma and Tiles say which."""
+    out, size = weight.shape
+    wide = _WIDE[weight.dtype]
+    count = -(-out // wide)
+    padded = functional.pad(weight, (0, 0, 0, count * wide - out))
+    if weight.dtype == torch.float32:
+        ordered = padded.view(count, wide, size).transpose(1, 2)
+    else:
+        ordered = padded.view(count, 2, 16, size // 32, 16, 2).permute(0, 3, 1, 4, 2, 5)
+    return in_huge_pages(ordered.new_empty(ordered.shape)).copy_(ordered)
+
+
+def product(
+    inputs: torch.Tensor, packed: torch.Tensor, columns: int, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """[rows, in] -> [rows, columns], for the `panels` of a weight [columns, in]."""
+    inputs = inputs.contiguous()
+    rows, size = inputs.shape
+    out = inputs.new_empty(rows, columns)
+    _call("product", inputs, packed, bias, out, rows, size, columns)
+    return out
+
+
+def in_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself, its memory in pages of 2 MiB where the system has them and it was not written yet:
+    a step reads all weights, and finding 4 KiB pages takes as long as reading some."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = max(0, tensor.data_ptr() + tensor.nbytes - first)
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 def add_rms_norm(
@@ -119,6 +170,12 @@ def decode(
 def _sizes(heads: torch.Tensor, cache: torch.Tensor) -> Sizes:
     block_size, kv, dim = cache.shape[2:]
     return Sizes(heads.shape[1] - 2 * kv, kv, dim, block_size)
+
+
+@functools.cache
+def _multiplies(bf16: bool) -> bool:
+    kernels = library()
+    return kernels is not None and bool(kernels.engine_multiplies(ctypes.c_int(bf16)))
 
 
 def _call(name: str, first: torch.Tensor, *arguments: object) -> None:

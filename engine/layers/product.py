@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from engine.kernels import cpu
+
 ROWS = 32
 """Of the inputs that packed weights are laid out for: a batch of decoding requests."""
 
@@ -62,6 +64,19 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Panels:
+    """In our own layout, for kernels.cpu.product."""
+
+    weight: torch.Tensor
+    columns: int
+    nbytes: int
+    scale: None = None
+
+    def __call__(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return cpu.product(inputs, self.weight, self.columns, bias)
+
+
+@dataclass(frozen=True)
 class Int8:
     """`weight` int8 [out, in], and what each row is multiplied by: [out], in the inputs' dtype."""
 
@@ -96,6 +111,9 @@ def quantised(weight: torch.Tensor) -> Int8:
 
 def fastest(weight: torch.Tensor) -> Product:
     """Packed where oneDNN computes this dtype faster so; it then holds a copy of the weight."""
+    if cpu.multiplies(weight):
+        panels = cpu.panels(weight)
+        return Panels(panels, weight.shape[0], panels.nbytes)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return Plain(weight)
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -14,7 +14,7 @@ from engine.attention.base import KVLayout, Span, Turn, View
 from engine.attention.compiled import CompiledBackend
 from engine.attention.sdpa import SdpaBackend
 from engine.kernels import cpu
-from engine.layers.product import FEW_ROWS, Packed, Plain, fastest, met_rows, quantised
+from engine.layers.product import FEW_ROWS, Packed, Panels, Plain, fastest, met_rows, quantised
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize(
@@ -131,17 +131,38 @@ def test_without_a_compiler_it_says_so_and_still_computes(
 
 
 @DTYPES
-@pytest.mark.parametrize("rows", [1, 32, 33])
-def test_a_packed_matrix(dtype: torch.dtype, close: dict[str, float], rows: int) -> None:
-    weight, bias = noise(48, 64, seed=1).to(dtype), noise(48, seed=2).to(dtype)
-    inputs = noise(rows, 64, seed=3).to(dtype)
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 32, 33, 1500])
+@pytest.mark.parametrize(("out", "size"), [(48, 64), (100, 576), (1, 32)])
+@pytest.mark.parametrize("ours", [True, False], ids=["panels", "onednn"])
+def test_a_packed_matrix(
+    dtype: torch.dtype,
+    close: dict[str, float],
+    rows: int,
+    out: int,
+    size: int,
+    ours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By our kernels where this CPU has what they need, else by oneDNN's. Rows and columns that
+    fill their blocks, and that do not; more rows than a chunk."""
+    weight, bias = noise(out, size, seed=1).to(dtype), noise(out, seed=2).to(dtype)
+    if ours and not cpu.multiplies(weight):
+        pytest.skip("this CPU lacks AVX-512 or AMX")
+    monkeypatch.setattr(cpu, "multiplies", lambda weight: ours)
+    inputs = noise(rows, size, seed=3).to(dtype)
     product = fastest(weight)
-    assert isinstance(product, Packed if dtype == torch.float32 else Packed | Plain)
+    assert isinstance(product, Panels if ours else Packed | Plain)
     expected = functional.linear(inputs.float(), weight.float(), bias.float())
-    torch.testing.assert_close(product(inputs, bias).float(), expected, atol=0.2, rtol=3e-2)
-    if dtype == torch.float32:
-        torch.testing.assert_close(product(inputs, bias), expected, **close)
-    assert product.nbytes == weight.nbytes
+    rounding = torch.finfo(dtype).eps * size**0.5
+    torch.testing.assert_close(product(inputs, bias).float(), expected, atol=rounding, rtol=3e-2)
+    without = expected - bias.float()
+    torch.testing.assert_close(product(inputs).float(), without, atol=rounding, rtol=3e-2)
+    assert ours or product.nbytes == weight.nbytes
+
+
+def test_what_our_products_leave_to_others() -> None:
+    assert not cpu.multiplies(noise(8, 60).bfloat16())  # tiles hold 32 elements of a row
+    assert not cpu.multiplies(noise(8, 64).half())
 
 
 def test_onednn_meets_few_numbers_of_rows() -> None:
