@@ -58,8 +58,8 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if isinstance(self.logit_bias, Mapping):
             object.__setattr__(self, "logit_bias", self.logit_bias.items())
-        for name in ("stop", "stop_token_ids", "bad_words", "logit_bias"):  # lists, as clients have
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("stop", "stop_token_ids", "bad_words", "logit_bias"):  # lists or None, as vLLM
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         if "" in self.stop:
             raise ValueError("stop must not hold an empty string")
         if {"", ()} & set(self.bad_words):

@@ -130,6 +130,12 @@ def test_nonsense_is_refused(wrong: dict[str, Any], message: str) -> None:
         SamplingParams(**wrong)
 
 
+def test_lists_and_none_are_taken_as_vllm_takes_them() -> None:
+    lists: dict[str, Any] = {"stop": ["a"], "stop_token_ids": [3], "bad_words": None}
+    assert SamplingParams(**lists) == SamplingParams(stop=("a",), stop_token_ids=(3,))
+    assert not SamplingParams(**lists).special
+
+
 def test_only_what_the_plain_sampler_cannot_do_is_special() -> None:
     assert not SamplingParams(temperature=0.3, top_k=3, top_p=0.4, min_p=0.1, seed=4).special
     for one in ({"min_tokens": 1}, {"logprobs": 0}, {"logit_bias": {1: 2}}, {"pooling": "last"}):
