@@ -18,11 +18,11 @@ from typing import Any, Literal
 from clusterctl.errors import ConfigError
 from clusterctl.planner.quantised import named_quantisation
 from clusterctl.planner.tensors import checkpoint_bytes
+from clusterctl.planner.towers import parse_whole
 from engine.shapes import (
     DTYPE_BYTES,
     ModelShape,
     ShapeError,
-    parse_shape,
     read_config,
 )
 
@@ -108,7 +108,7 @@ def _find(name: str) -> Model:
 
 
 def _from_directory(name: str, directory: Path, origin: str) -> Model:
-    shape = parse_shape(read_config(directory))
+    shape = parse_whole(read_config(directory))
     total = _index_bytes(directory)
     return Model(
         name,
@@ -181,7 +181,7 @@ def _from_table(name: str) -> Model:
 
 
 def _entry(name: str, entry: str) -> Model:
-    shape = parse_shape(table()[entry]["config"])
+    shape = parse_whole(table()[entry]["config"])
     return Model(name, shape, checkpoint_bytes(shape), "shapes", f"built-in table: {entry}")
 
 

@@ -18,6 +18,7 @@ from engine.shapes.model import (
 )
 from engine.shapes.partition import pipeline_partition, stage_layers
 from engine.shapes.quantisation import Quantisation
+from engine.shapes.sizes import first
 
 __all__ = [
     "ARCHITECTURES",
@@ -33,6 +34,7 @@ __all__ = [
     "ShapeError",
     "check_architecture",
     "check_runnable",
+    "first",
     "parse_shape",
     "pipeline_partition",
     "read_config",

@@ -11,7 +11,6 @@ from engine.shapes.families import family_of
 from engine.shapes.model import ModelShape, RopeScaling
 from engine.shapes.quantisation import Quantisation, parse_quantisation
 from engine.shapes.sizes import Config, first, parse_sizes, text_config
-from engine.shapes.towers import tower_parameters
 
 RUNNABLE_ROPE = ("default", "linear", "llama3")
 RUNNABLE_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh")
@@ -114,7 +113,6 @@ def _parse(config: Config, text: Config) -> ModelShape:
             "eos_token_ids": _ids(config.get("eos_token_id", text.get("eos_token_id"))),
             "quantisation": quantisation,
             "kv_dtype": _kv_dtype(config, text),
-            "tower_parameters": tower_parameters(config, sizes["hidden_size"]),
             **family.traits({**family.defaults, **text}, sizes),
         },
     )

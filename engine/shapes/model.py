@@ -123,7 +123,7 @@ class ModelShape:
     `learned_positions`: rows of a learned position table. `draft_layers`:
     multi-token prediction layers that the checkpoint holds and a plain engine does not load;
     `draft_tables`: each with an embedding and an LM head of its own.
-    `tower_parameters`: vision and audio encoders with their projectors.
+    `tower_parameters`: vision and audio encoders with their projectors, which the planner counts.
     """
 
     architecture: str

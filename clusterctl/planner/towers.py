@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from engine.shapes.sizes import Config, first
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from engine.shapes import ModelShape, first, parse_shape
+
+Config = Mapping[str, Any]
+
+
+def parse_whole(config: Config) -> ModelShape:
+    """The shape that a config.json describes, with its encoders. Raises ShapeError."""
+    shape = parse_shape(config)
+    return replace(shape, tower_parameters=tower_parameters(config, shape.hidden_size))
 
 
 def tower_parameters(config: Config, text_width: int) -> int:
