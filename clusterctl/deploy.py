@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clusterctl import deployments, enginepackage, forecast, keys, modelcheck, software
@@ -20,7 +20,7 @@ from clusterctl.forecast import Forecast
 from clusterctl.keys import ApiKey
 from clusterctl.members import Member, members
 from clusterctl.secret import Secret
-from clusterctl.serving import door, modelfiles, native, transports, vllm
+from clusterctl.serving import door, gpushare, modelfiles, native, transports, vllm
 from clusterctl.serving.door import TlsFiles
 from clusterctl.serving.placement import Contents, Devices, Placement, choose_engine, place
 from clusterctl.serving.plan import ServePlan, Site, plan
@@ -57,6 +57,7 @@ class _Start:
     generation: int
     tensor_spans_nodes: bool = False
     weights: str | None = None  # ModelFiles.fingerprint, of a model that is a path
+    gpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # gpushare.share
 
     @property
     def head(self) -> Member:
@@ -144,17 +145,22 @@ def _check(session: Session, spec: ServeSpec, package: EnginePackage, report: Re
     foreseen = _foresee(session, nodes, spec, devices, contents, report)
     spec = replace(spec, tp=foreseen.tp, pp=foreseen.pp)
     placement = place(spec, devices, contents)
-    _not_on_the_same_gpus(head, placement, running)
+    gpus = gpushare.share(spec, placement, devices, running)
     _check_sizes_known(spec, placement, contents, head)
     started = tuple(member for member in nodes if member.name in placement.nodes)
     ranks = nodes if placement.executor == "ray" else started
     weights = None
     if modelfiles.kind_of(spec.model) == "path":
         weights = modelcheck.check_files(session, ranks, spec.model).fingerprint
-    site = _site(session, spec, started, package)
+    site = replace(
+        _site(session, spec, started, package),
+        node_env={node: gpushare.environment(node, gpus, devices) for node in gpus},
+    )
     generation = before.generation + 1 if before else 1
     across = transports.spans_nodes(spec, devices)
-    start = _Start(spec, started, ranks, placement, foreseen, site, generation, across, weights)
+    start = _Start(
+        spec, started, ranks, placement, foreseen, site, generation, across, weights, gpus
+    )
     _check_port(start)
     return start
 
@@ -231,20 +237,6 @@ def _check_sizes_known(
             f"vLLM {contents.version('vllm')} in image {head.container.image} does not know "
             f"{', '.join(unknown)}",
             hint="use an image with a newer vLLM",
-        )
-
-
-def _not_on_the_same_gpus(
-    head: Member, placement: Placement, running: Sequence[Deployment]
-) -> None:
-    """Ray gives each deployment GPUs of its own; without it every one begins at the first."""
-    carriers = {placement.executor, *(one.executor for one in running)}
-    if head.node.device_kind == "gpu" and running and carriers != {"ray"}:
-        names = ", ".join(one.name for one in running)
-        raise PreflightFailed(
-            f"{names} may hold the same GPUs: only Ray tells the deployments of a host apart",
-            host=head.name,
-            hint=f"clusterctl stop {running[0].name}, or serve each with --executor ray",
         )
 
 
@@ -357,6 +349,7 @@ def _put_info(
         "pp": serve.pp,
         "dp": serve.dp,
         "nodes": list(start.placement.nodes),
+        "gpus": start.gpus,
         "url": start.url,
         "address": start.site.host,
         "port": serve.port,

@@ -20,7 +20,8 @@ BACKENDS: Mapping[Executor, Backend] = {"ray": "ray", "mp": "mp", "inproc": "uni
 class Site:
     """What the plan has to know of the cluster: node addresses by name; on the head, where our
     files, the engine package and the API key's file lie, how Ray is found, and what the API binds.
-    `env`: for every process, whatever the engine. `tls`: None, the API speaks plain HTTP."""
+    `env`: for every process, whatever the engine; `node_env` for those of one node. `tls` None: the
+    API speaks plain HTTP."""
 
     addresses: Mapping[str, str]
     home: str
@@ -32,6 +33,10 @@ class Site:
     env: Mapping[str, str] = field(default_factory=dict)
     master_port: int = vllm.MASTER_PORT
     tls: TlsFiles | None = None
+    node_env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def env_of(self, node: str) -> Mapping[str, str]:
+        return {**self.env, **self.node_env.get(node, {})}
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def _native(serve: ServeSpec, placement: Placement, site: Site) -> Process:
     env = native.env(
         site.owner, package_directory=site.package_directory, ray_address=site.ray_address
     )
-    return Process(argv, {**site.env, **env})
+    return Process(argv, {**site.env_of(placement.nodes[0]), **env})
 
 
 def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Process:
@@ -93,7 +98,7 @@ def _vllm(serve: ServeSpec, placement: Placement, site: Site, rank: int) -> Proc
     )
     return Process(
         argv,
-        {**site.env, **env},
+        {**site.env_of(placement.nodes[rank]), **env},
         {vllm.API_KEY_VARIABLE: site.key_file} if rank == 0 else {},
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 State = Literal["starting", "ready", "degraded", "restarting", "failed", "stopped"]
@@ -54,7 +54,8 @@ class Deployment:
     it could not. `transports`: what NCCL said of the ranks' ways, empty where it said nothing.
     `executor` and `address`, `port` are what it was started with; `certificate`: by which its API
     shows itself (PEM), empty where it speaks plain HTTP; `detail` says why it is not ready;
-    `exit_code` belongs to failed and stopped.
+    `exit_code` belongs to failed and stopped. `gpus`: by node, those that it was given; empty over
+    Ray, which gives out its own, and on CPU slots.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Deployment:
     transports: tuple[str, ...] = ()
     health: Health = Health()
     certificate: str = ""
+    gpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def devices(self) -> int:
@@ -130,6 +132,7 @@ def deployment_of(record: Mapping[str, Any]) -> Deployment:
         transports=tuple(info.get("transports", ())),
         health=health_of(supervised),
         certificate=info.get("certificate", ""),
+        gpus={node: tuple(own) for node, own in info.get("gpus", {}).items()},
     )
 
 

@@ -303,7 +303,25 @@ def test_devices_of_other_deployments_are_not_given_twice(serve: Serve, asked: S
     )
 
 
-@pytest.mark.parametrize("executors", [("mp", "mp"), ("mp", "ray"), ("ray", "mp")])
+def test_without_ray_each_deployment_keeps_to_gpus_of_its_own(
+    serve_on_gpus: Serve, asked: ServeSpec
+) -> None:
+    def at(place: int, **changes: object) -> ServeSpec:
+        more = {"name": f"m{place}", "port": asked.port + place, "executor": "mp", **changes}
+        return replace(asked, **more)  # type: ignore[arg-type]
+
+    def visible(place: int, **changes: object) -> str | None:
+        (process,) = serve_on_gpus(at(place, **changes), detach=True).plan.processes.values()
+        return process.env.get("CUDA_VISIBLE_DEVICES")
+
+    assert (visible(0), visible(1, pp=1)) == ("0,1", "2")
+    with pytest.raises(PreflightFailed) as caught:
+        visible(2)
+    assert "needs 2 devices; the cluster has 4" in caught.value.message
+    assert visible(3, pp=1) == "3"
+
+
+@pytest.mark.parametrize("executors", [("mp", "ray"), ("ray", "mp")])
 def test_a_second_deployment_on_the_gpus_of_a_host_is_refused(
     serve_on_gpus: Serve, asked: ServeSpec, executors: tuple[Executor, Executor]
 ) -> None:
@@ -313,7 +331,7 @@ def test_a_second_deployment_on_the_gpus_of_a_host_is_refused(
         serve_on_gpus(replace(asked, name="other", executor=second, port=asked.port + 1))
     assert (caught.value.host, caught.value.hint) == (
         "gpu01",
-        "clusterctl stop tiny, or serve each with --executor ray",
+        "clusterctl stop tiny, or serve all with the same --executor",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterctl.remote.supervision import __main__ as main
 from clusterctl.remote.supervision.files import read_json
 from clusterctl.remote.supervision.processes import Log
 from tests.clusterctl.supervisorhome import Home, eventually, group_is_gone, pid_of
@@ -25,6 +26,16 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def test_ends_with_the_exit_code_of_what_it_keeps(home: Home) -> None:
     assert home.run("--", "sh", "-c", "exit 7").wait(20) == 7
+
+
+@pytest.mark.parametrize("client", [True, False])
+def test_a_port_for_rays_client_goes_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, client: bool
+) -> None:
+    monkeypatch.setattr(main, "find_spec", lambda name: (name == "grpc" and client) or None)
+    command = ["ray", "start", "--ray-client-server-port=11001", "--node-name=a-{boot}"]
+    port = ["--ray-client-server-port=11001"] if client else []
+    assert main.completed(command, "7f") == ["ray", "start", *port, "--node-name=a-7f"]
 
 
 def test_a_command_that_is_not_there_is_127_and_named(home: Home) -> None:

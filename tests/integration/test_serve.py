@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+
+from tests.certificates import Authority
 
 from .conftest import RunningTestbed
 
@@ -24,6 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 MODEL = "SmolLM2-135M-Instruct"
 NAME = "smol"
 KEY = "sk-integration"
+STATE = "/var/lib/clusterctl/servetest"
 COMMAND_S = 600
 PATIENCE_S = 240
 
@@ -249,11 +254,13 @@ def test_the_key_is_in_no_environment_and_no_command_line(bed: Bed, served: str)
 def test_a_secret_is_in_nothing_that_others_can_read(bed: Bed, served: str, kind: str) -> None:
     """Not in a command line, an environment, `docker inspect`, a log, a plan, the audit log, a
     bundle or what commands print. Of the files on the hosts only 0600 ones hold it."""
+    secret = KEY if kind == "API key" else bed.testbed.ssh(bed.head, f"cat {STATE}/ray_token")
+    nothing_shows(bed, secret.strip())
+
+
+def nothing_shows(bed: Bed, secret: str) -> None:
     bundle = bed.directory / "bundle.tar.gz"
     bed.run("doctor", "--bundle", str(bundle))
-    state = "/var/lib/clusterctl/servetest"
-    secret = KEY if kind == "API key" else bed.testbed.ssh(bed.head, f"cat {state}/ray_token")
-    secret = secret.strip()
     said = [gzip.decompress(bundle.read_bytes()).decode(errors="replace")]
     for host in (bed.head, bed.worker):
         name = f"clusterctl-servetest-{host}"
@@ -261,10 +268,11 @@ def test_a_secret_is_in_nothing_that_others_can_read(bed: Bed, served: str, kind
             f"docker inspect {name}",
             f"docker logs {name} 2>&1",
             "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'",
-            f"cat {state}/audit.log",
+            f"cat {STATE}/audit.log",
         ):
             said.append(bed.testbed.ssh(host, command))
-        holders = bed.testbed.ssh(host, f"grep -rl -e '[{secret[0]}]{secret[1:]}' {state} || true")
+        not_grep_itself = f"[{secret[0]}]{secret[1:]}"
+        holders = bed.testbed.ssh(host, f"grep -rl -e '{not_grep_itself}' {STATE} || true")
         modes = [bed.testbed.ssh(host, f"stat -c %a {path}").strip() for path in holders.split()]
         assert set(modes) <= {"600"}
     for args in (
@@ -338,3 +346,55 @@ def test_without_sizes_the_plan_chooses_them(bed: Bed) -> None:
     assert (found["tp"], found["pp"], found["state"]) == (1, 1, "ready")
     assert abs(found["prediction"]["difference"]) < 0.05
     bed.ok("stop", "planned")
+
+
+def test_over_tls_all_that_looks_sees_it_and_nothing_shows_its_key(bed: Bed) -> None:
+    """Exposed, under a name that no host here has: clients are told where it leads."""
+    authority = Authority(bed.directory)
+    pair = authority.issue("api", "api.example.com", chain=True)
+    files = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)]
+    options = ["--pp", "2", "--port", "8443", "--name", "tls", "--expose"]
+    address = bed.testbed.addresses[bed.head]
+    code, error = bed.refused("serve", f"/models/{MODEL}", "--host", "0.0.0.0")
+    assert (code, error["code"]) == (2, "config")
+    bed.run("stop", NAME)  # where another test has left it
+    said = bed.ok("serve", f"/models/{MODEL}", *options, *files)
+    try:
+        assert f"tls: ready, https://{address}:8443/v1" in said
+        (curl,) = [line for line in said.splitlines() if line.startswith("curl ")]
+        answer = subprocess.run(
+            ["bash", "-c", curl],
+            env=os.environ | {"INFERCLUSTER_API_KEY": KEY},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+        assert "chat.completion" in answer.stdout, answer.stderr
+        (found,) = [
+            one for one in json.loads(bed.ok("ps", "--json"))["deployments"] if one["name"] == "tls"
+        ]
+        assert (found["state"], found["restarts"]) == ("ready", 0)
+        question = ["-m", "What is the capital of France?", "--temperature", "0"]
+        assert "Paris" in bed.ok("chat", "tls", *question, "--max-tokens", "24")
+        work = ["--requests", "2", "--input-words", "4", "--output-tokens", "8"]
+        levels = json.loads(bed.ok("bench", "tls", "--concurrency", "2", *work, "--json"))
+        assert levels["levels"][0]["failed"] == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://{address}:8443/v1/models")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"https://{address}:8443/v1/models")
+        own = httpx.Client(
+            base_url=f"https://{address}:8443",
+            verify=ssl.create_default_context(cafile=authority.ca),
+        )
+        asked = own.get(
+            "/v1/models",
+            headers={"Host": "api.example.com", "Authorization": f"Bearer {KEY}"},
+            extensions={"sni_hostname": "api.example.com"},
+        )
+        assert asked.status_code == 200
+        nothing_shows(bed, pair.key.read_text().splitlines()[1])
+        path = "/opt/clusterctl/secrets/tls.tls-key"
+        assert bed.in_container(bed.head, f"stat -c %a {path}") == "600\n"
+    finally:
+        bed.ok("stop", "tls")

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from .deployment import Deployment
@@ -21,8 +22,17 @@ POLL_S = 0.2
 SHUTDOWN_GRACE_S = 5.0  # Docker kills ten seconds after it asked
 SAID_AGAIN_S = 10.0
 TOKEN_FILE = "secrets/ray_token"
+CLIENT_PORT = "--ray-client-server-port="
 
 stopping = threading.Event()
+
+
+def completed(command: list[str], boot: str) -> list[str]:
+    """With what is known in this container alone. Ray has its client server where there is grpc,
+    and elsewhere refuses a port for it."""
+    has_client = find_spec("grpc") is not None
+    words = (word for word in command if has_client or not word.startswith(CLIENT_PORT))
+    return [word.replace("{boot}", boot) for word in words]
 
 
 class Ray:
@@ -152,7 +162,7 @@ def main(argv: list[str]) -> int:
     (home / "boot").write_text(boot)
     node = Node(options.node, boot, home / "deployments", options.stop_grace)
     part = role(options, node, home)
-    ray = Ray([word.replace("{boot}", boot) for word in options.command], options.wait_for)
+    ray = Ray(completed(options.command, boot), options.wait_for)
     keep(ray, part)
     code = ray.exit_code
     if code is None:
