@@ -116,8 +116,8 @@ class Rows:
 
 
 class CudaSteps:
-    """`cache` has one block more than the driver gives out; `width` is the length of a block table;
-    hidden states are `hidden` wide and of type `dtype`."""
+    """`cache` has one block more than the driver gives out; `width` is the length of a block
+    table."""
 
     def __init__(
         self,
@@ -127,15 +127,11 @@ class CudaSteps:
         cache: tuple[torch.Tensor, ...],
         width: int,
         special: SpecialRequests,
-        hidden: int,
-        dtype: torch.dtype,
     ) -> None:
         self.parallel = parallel
         self.model = model
         self.cache = cache
         self.special = special
-        self.hidden = hidden
-        self.dtype = dtype
         self.rows = Rows(config, width, parallel.device, spare=cache[0].shape[1] - 1)
         self._graphs: dict[int, Graph] = {}
         if not config.enforce_eager and _can_capture(parallel):
@@ -190,7 +186,7 @@ class CudaSteps:
 
     def _received(self, tokens: int) -> torch.Tensor:
         before = self.parallel.pp.rank - 1
-        return self.parallel.pp.receive((tokens, self.hidden), self.dtype, before)
+        return self.parallel.pp.receive((tokens, self.model.hidden_size), self.model.dtype, before)
 
     def _pass_on(self, hidden: torch.Tensor) -> None:
         self.parallel.pp.send(hidden, self.parallel.pp.rank + 1)
@@ -279,7 +275,8 @@ class CudaSteps:
         for size in reversed(sizes):  # the largest first: the others fit into its memory
             inputs = torch.zeros(4, size, dtype=torch.int32, device=self.parallel.device)
             inputs[2] = self.rows.padding
-            entering = torch.zeros(size, self.hidden, dtype=self.dtype, device=inputs.device)
+            wide = (size, self.model.hidden_size)
+            entering = torch.zeros(wide, dtype=self.model.dtype, device=inputs.device)
             self._singles(inputs, entering)  # compiles, and loads what is loaded lazily
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()

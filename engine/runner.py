@@ -96,8 +96,6 @@ class Runner:
                 cache,
                 self._table_width(),
                 self.special,
-                self.shape.hidden_size,
-                self.dtype,
             )
 
     @torch.inference_mode()

@@ -27,6 +27,7 @@ class CausalLM(nn.Module):
 
     def __init__(self, build: Build, shape: ModelShape, layers: range) -> None:
         super().__init__()
+        self.hidden_size, self.dtype = shape.hidden_size, build.dtype
         self.make_body(build, shape, layers)
         if layers.stop == shape.num_layers:
             tied = self.embedding if shape.tie_embeddings else None
