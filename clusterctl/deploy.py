@@ -101,8 +101,9 @@ def serve(
     """Start a deployment and, unless `detach`, wait until it has answered with a token.
 
     Raises PreflightFailed or ConfigError before anything is started, ClusterctlError with the
-    earliest error of its log when the engine fails, NotReady after `spec.timeout` seconds; the
-    engine then goes on.
+    earliest error of its log when the engine fails, NotReady when nothing has moved for
+    `spec.stall_timeout` seconds, or after `spec.timeout` where one is given; the supervisor then
+    goes on.
     """
     began = time.monotonic()
     package = package or enginepackage.load()
@@ -121,7 +122,8 @@ def serve(
     if detach:
         _begin(session, start, report)
     else:
-        start = _until_ready(session, start, began + spec.timeout, report)
+        deadline = None if spec.timeout is None else began + spec.timeout
+        start = _until_ready(session, start, deadline, report)
     found = on_head(start.head, spec.name, probe=0 if detach else PROBE_S)[0]
     return Served(found, start.plan, generated)
 
@@ -285,12 +287,12 @@ def _write_secrets(start: _Start, key: Secret) -> None:
         deployments.put(start.head, files.key, tls.key.reveal().encode(), mode=0o600)
 
 
-def _until_ready(session: Session, start: _Start, deadline: float, report: Report) -> _Start:
+def _until_ready(session: Session, start: _Start, deadline: float | None, report: Report) -> _Start:
     """Starts it, as often as somebody takes the group's port first; what it was that got ready."""
     for attempt in range(1, GROUP_STARTS + 1):
         following = _begin(session, start, report)
         try:
-            following.until_ready(deadline, start.serve.timeout)
+            following.until_ready(deadline, start.serve)
         except PortTaken as taken:
             if attempt == GROUP_STARTS:
                 raise
@@ -382,7 +384,12 @@ def _spec(start: _Start, node: str) -> dict[str, Any]:
 
 
 def _liveness(start: _Start) -> Liveness:
-    return Liveness(start.url, start.site.key_file, certificate=start.certificate)
+    return Liveness(
+        start.url,
+        start.site.key_file,
+        stall_s=start.serve.stall_timeout,
+        certificate=start.certificate,
+    )
 
 
 def _await_start(member: Member, name: str, generation: int) -> None:

@@ -1,5 +1,5 @@
 """From started to ready: the logs of all ranks are read until a token came back, one of them
-failed, or time is up."""
+failed, or nothing moves any more."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from clusterctl.members import Member
 from clusterctl.serving import transports
 from clusterctl.serving.phases import kv_cache_tokens, phase_of
 from clusterctl.session import Session, results
+from clusterctl.spec import ServeSpec
 
 KEPT_LINES = 20_000
 START, FIRST_TOKEN = "start", "first token"
@@ -64,13 +65,15 @@ class Following:
         self._step = START
         self._serving = False
         self._refuse_tcp = refuse_tcp
+        self._waits: tuple[int, str, str] | None = None
+        self._waits_since = 0.0
 
-    def until_ready(self, deadline: float, timeout: float) -> None:
-        """`deadline` by time.monotonic(); `timeout` is what the user gave, for the message."""
+    def until_ready(self, deadline: float | None, asked: ServeSpec) -> None:
+        """`deadline` by time.monotonic(), of `asked.timeout`; None: as long as it moves."""
         self._report(Event("begin", self._step))
-        while not self._ready():
-            if time.monotonic() > deadline:
-                raise self._too_slow(timeout)
+        while not self._ready(asked.stall_timeout):
+            if deadline is not None and time.monotonic() > deadline:
+                raise self._late(f"was not ready within {asked.timeout:g} s; it goes on")
             time.sleep(POLL_S)
         self._report(Event("done", self._step, "a completion came back"))
         self._report(Event("done", "serve", "ready"))
@@ -88,13 +91,14 @@ class Following:
         """What the serving ranks chose; empty where they do not say, as on CPU slots."""
         return transports.chosen(self.lines)
 
-    def _ready(self) -> bool:
+    def _ready(self, stall_timeout: float) -> bool:
         states = self._read()
         for node, state in reversed(states.items()):  # the head's follows from the others'
             stopped = state["state"] == "stopped" and node == self._head.name
             if state["state"] == "failed" or stopped:
                 self._read()  # what it said last
                 raise self._failure(node, state)
+        self._refuse_standstill(states[self._head.name], stall_timeout)
         return self._serving and on_head(self._head, self._name, probe=PROBE_S)[0].state == "ready"
 
     def _read(self) -> dict[str, Mapping[str, Any]]:
@@ -155,11 +159,21 @@ class Following:
             for node, lines in self._logs.items()
         ]
 
-    def _too_slow(self, timeout: float) -> NotReady:
+    def _refuse_standstill(self, state: Mapping[str, Any], stall_timeout: float) -> None:
+        """What has been started the supervisor watches; it also waits, for whom is not there."""
+        if state["kind"] == "hung":
+            raise self._late(f"is not ready: {state['cause']}; the supervisor starts it again")
+        seen = (state["epoch"], state["state"], state["waiting_for"])
+        if seen != self._waits or state["state"] not in ("waiting", "restarting"):
+            self._waits, self._waits_since = seen, time.monotonic()
+        elif time.monotonic() - self._waits_since > stall_timeout:
+            what = state["waiting_for"] or state["cause"] or "its supervisor has not begun"
+            raise self._late(f"is not ready: it waits for {stall_timeout:g} s, {what}; it goes on")
+
+    def _late(self, what: str) -> NotReady:
         name = self._name
         late = NotReady(
-            f"deployment {name} was not ready within {timeout:.0f} s; it goes on, last seen: "
-            f"{self._phase}",
+            f"deployment {name} {what}, last seen: {self._phase}",
             host=self._head.name,
             hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
         )

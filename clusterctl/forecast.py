@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +68,7 @@ def foresee(
     settings = Settings(
         max_model_len=serve.max_model_len,
         engine=engine,
-        kv_cache_bytes=_cpu_space(session, hardware) if engine == "vllm" else None,
+        kv_cache_bytes=_cpu_space(seen.values(), hardware) if engine == "vllm" else None,
     )
     asked = Asked(
         tp=None if "tp" in serve.open_sizes else serve.tp,
@@ -110,6 +110,7 @@ class _Seen:
 
     files: Mapping[str, str]
     memory: int
+    cpu_kv_gib: int
 
 
 def _look(session: Session, nodes: Sequence[Member], model: str) -> dict[str, _Seen]:
@@ -136,10 +137,11 @@ def _hardware(
     return hardware_of(session.facts(list(counts)), counts)
 
 
-def _cpu_space(session: Session, hardware: Hardware) -> int | None:
-    """What vLLM is told to take on CPUs: GiB, in the cluster's environment."""
-    space = session.spec.env.get("VLLM_CPU_KVCACHE_SPACE", "") if hardware.gpu.cpu else ""
-    return int(space) << 30 if space.isdecimal() and int(space) else None
+def _cpu_space(seen: Iterable[_Seen], hardware: Hardware) -> int | None:
+    """Bytes a rank that vLLM is told to take on CPUs, on the node where they are fewest; None: it
+    chooses by itself."""
+    said = [one.cpu_kv_gib for one in seen if one.cpu_kv_gib and hardware.gpu.cpu]
+    return min(said) << 30 if said else None
 
 
 def _model(serve: ServeSpec, head: str, texts: Mapping[str, str], engine: Engine) -> Model | None:

@@ -174,6 +174,8 @@ class ServeSpec:
     `dp` replicas of tp x pp ranks behind one address; `ep`: the experts lie whole on the ranks, not
     in slices; `dcp`: a token's cache is spread over so many tensor ranks. `allow_tcp`: tensor ranks
     of several nodes may speak TCP. `expose`: the API may listen on more than private addresses.
+    `timeout`: how long to wait in all, None: as long as it moves; `stall_timeout`: how long it may
+    stand still before it has given a token.
     """
 
     model: str
@@ -194,7 +196,8 @@ class ServeSpec:
     expose: bool = False
     tls: TlsSpec | None = None
     api_key: Secret | None = None
-    timeout: float = 600.0
+    timeout: float | None = None
+    stall_timeout: float = 600.0
     allow_tcp: bool = False
     extra: tuple[str, ...] = field(default=())
 

@@ -27,14 +27,15 @@ class Process:
 class Liveness:
     """How the head's supervisor asks for a token: at `url`, the OpenAI API (".../v1"), with the key
     in `api_key_file`, every `interval_s`. Nothing within `deadline_s`, and no counter of /metrics
-    that moves: the deployment hangs. Before its first token it may take `start_s`. `certificate`:
-    the one (PEM) by which an API that speaks TLS must show itself."""
+    that moves: the deployment hangs. Before its first token it may take any time, as long as it
+    does not stand still for `stall_s`: no new line, bytes read or written, or CPU time on any node.
+    `certificate`: the one (PEM) by which an API that speaks TLS must show itself."""
 
     url: str
     api_key_file: str
     interval_s: float = 5.0
     deadline_s: float = 30.0
-    start_s: float = 3600.0
+    stall_s: float = 600.0
     certificate: str = ""
 
 

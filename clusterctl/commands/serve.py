@@ -123,9 +123,20 @@ def serve(
         typer.Option("--allow-tcp", help="Tensor ranks of several nodes may speak TCP: slow."),
     ] = ServeSpec.allow_tcp,
     timeout: Annotated[
-        float,
-        typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait for a token."),
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0, help="How long to wait in all; no limit."
+        ),
     ] = ServeSpec.timeout,
+    stall_timeout: Annotated[
+        float,
+        typer.Option(
+            "--stall-timeout",
+            metavar="SECONDS",
+            min=10,
+            help="How long nothing may move before a token: log, bytes, CPU time of any rank.",
+        ),
+    ] = ServeSpec.stall_timeout,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the engine has been started.")
     ] = False,
@@ -167,6 +178,7 @@ def serve(
         tls=certificate.load(tls_cert, tls_key, datetime.now(timezone.utc)),
         api_key=key.secret if key else None,
         timeout=timeout,
+        stall_timeout=stall_timeout,
         allow_tcp=allow_tcp,
         extra=checked_flags(engine_flags or []),
     )

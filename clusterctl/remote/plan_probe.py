@@ -3,7 +3,8 @@
     python3 - MODEL    a directory, or a Hub id that is looked for in the Hugging Face cache
 
 Answers with one JSON object: "files", the texts of the small files that say how large the model is
-(none where it is not here), and "memory", the bytes that this host has free.
+(none where it is not here), "memory", the bytes that this host has free, and "cpu_kv_gib", what
+vLLM is told to take for its cache on CPUs: by `env:`, or by the image.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def memory() -> int:
 def main() -> None:
     directory = directory_of(sys.argv[1])
     files = texts(directory) if directory is not None else {}
-    print(json.dumps({"files": files, "memory": memory()}))
+    said = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    space = int(said) if said.isdecimal() else 0
+    print(json.dumps({"files": files, "memory": memory(), "cpu_kv_gib": space}))
 
 
 if __name__ == "__main__":

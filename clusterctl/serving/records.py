@@ -14,13 +14,14 @@ ENDED: frozenset[State] = frozenset({"failed", "stopped"})
 @dataclass(frozen=True)
 class Rank:
     """A process of the deployment as a node's supervisor saw it. `state` is a word of proc(5);
-    `cpu_s` the seconds that it has computed."""
+    `cpu_s` the seconds that it has computed, `io_bytes` what it has read and written."""
 
     node: str
     pid: int
     title: str
     state: str
     cpu_s: float
+    io_bytes: int = 0
 
 
 @dataclass(frozen=True)

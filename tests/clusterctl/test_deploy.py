@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -283,6 +284,30 @@ def test_a_slow_start_is_not_ready_and_goes_on(
     assert cluster.state("tiny")["state"] == "starting"
 
 
+def test_a_start_that_stands_still_is_not_ready_and_the_supervisor_tries_again(
+    serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
+) -> None:
+    (model / "mute").touch()
+    patient = replace(asked, executor="mp", pp=1, timeout=None, stall_timeout=2)
+    with pytest.raises(NotReady, match="no new line, bytes or CPU time for 2 s") as caught:
+        serve(patient)
+    assert "; last line: INFO Application startup complete." in caught.value.message
+    assert "the supervisor starts it again" in caught.value.message
+    wait_until(lambda: cluster.state("tiny")["epoch"] == 2)
+
+
+def test_a_stopped_rank_is_why_a_start_stands_still(
+    serve: Serve, asked: ServeSpec, model: Path, cluster: LocalCluster
+) -> None:
+    (model / "mute").touch()
+    serve(replace(asked, stall_timeout=4), detach=True)
+    wait_until(lambda: cluster.state("tiny")["pid"] is not None)
+    pid = cluster.state("tiny")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: cluster.state("tiny")["kind"] == "hung")
+    assert re.search(rf"gpu01: process {pid} \(.*\) is stopped", cluster.state("tiny")["cause"])
+
+
 # --- refused before anything is started ----------------------------------------------------------
 
 
@@ -503,7 +528,8 @@ def test_the_supervisors_spec_is_the_whole_command_line(
             "api_key_file": f"{home}/secrets/tiny.key",
             "interval_s": 5.0,
             "deadline_s": 30.0,
-            "start_s": 3600.0,
+            "stall_s": 600.0,
+            "certificate": "",
         },
         "restart": {
             "in_a_row": 5,
@@ -585,6 +611,16 @@ def group(asked: ServeSpec) -> ServeSpec:
     return replace(asked, engine="vllm", executor="mp")
 
 
+def test_the_space_that_the_image_gives_vllms_cache_is_foretold(
+    serve_vllm: Serve, asked: ServeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in the container's environment, whoever wrote it there."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    prediction = serve_vllm(replace(asked, engine="vllm")).deployment.prediction
+    assert prediction is not None
+    assert prediction["kv_cache_tokens"] == 2 * 93_184  # a GiB, 15 layers on a stage
+
+
 def test_without_ray_every_node_runs_its_rank_and_the_head_the_api(
     serve_vllm: Serve, group: ServeSpec, with_vllm: LocalCluster
 ) -> None:
@@ -615,6 +651,21 @@ def test_a_rank_that_fails_elsewhere_fails_the_deployment_and_ends_it(
     wait_until(lambda: with_vllm.state("tiny")["state"] == "failed")
     wait_until(lambda: with_vllm.state("tiny", "gpu02")["state"] == "failed")
     assert "gpu02" in with_vllm.state("tiny")["cause"]
+
+
+def test_one_that_waits_for_a_node_in_vain_is_not_ready(
+    serve_vllm: Serve, group: ServeSpec, model: Path, with_vllm: LocalCluster
+) -> None:
+    (model / "mute").touch()
+
+    def lose_a_node(event: Event) -> None:
+        if event.step == "first token":
+            with_vllm.supervisors[1].kill()
+
+    patient = replace(group, timeout=None, stall_timeout=8)
+    with pytest.raises(NotReady) as caught:
+        serve_vllm(patient, report=lose_a_node)
+    assert "waits for 8 s, gpu02: its supervisor was not heard" in caught.value.message
 
 
 def test_a_group_whose_port_was_taken_starts_again_with_another(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from clusterctl.remote.supervision.liveness import Metrics, read_metrics
 from clusterctl.remote.supervision.local import Order
 from clusterctl.remote.supervision.outcries import Outcries
 from clusterctl.remote.supervision.policy import Death, Restart, Verdict, judge
+from clusterctl.remote.supervision.progress import IO_BYTES, Look, NewLines, moves
 from clusterctl.remote.supervision.raynodes import missing
 from clusterctl.remote.supervision.wire import Stranger, Wire
 from tests.certificates import Authority
@@ -243,7 +245,7 @@ def test_tokens_come_by_tls_while_the_certificate_is_the_one_that_was_given(
     home.ask("m", argv, liveness={**own, "certificate": pair.certificate.read_text()})
     home.run("--", "sleep", "600")
     home.becomes("m", "running")
-    strange = {**own, "certificate": other.certificate.read_text(), "start_s": 1}
+    strange = {**own, "certificate": other.certificate.read_text(), "stall_s": 4}
     home.ask("m", argv, 2, liveness=strange, restart={**SOON, "in_a_row": 0})
     assert "CERTIFICATE_VERIFY_FAILED" in home.becomes("m", "failed", generation=2)["cause"]
 
@@ -255,7 +257,7 @@ def asks(home: Home, port: int) -> dict[str, Any]:
         "api_key_file": str(home.path / "key"),
         "interval_s": 0.2,
         "deadline_s": 2,
-        "start_s": 60,
+        "stall_s": 60,
     }
 
 
@@ -292,6 +294,31 @@ def test_a_rank_that_was_stopped_is_named(home: Home) -> None:
     seen = home.becomes("m", "running", epoch=2)
     assert "is stopped" in seen["cause"]
     assert seen["cause"].startswith("no token within 2 s (")
+
+
+STANDS = [sys.executable, "-c", "import time; print('shard 1/3', flush=True); time.sleep(600)"]
+WORKS = [sys.executable, "-c", "while True: pass"]
+
+
+def test_a_start_that_stands_still_is_a_death_and_says_since_when(home: Home) -> None:
+    liveness = {**asks(home, 1), "stall_s": 2}
+    home.ask("m", STANDS, owner=OWNER, liveness=liveness, restart=SOON)
+    home.run("--", "sleep", "600")
+    seen = home.becomes("m", "starting", epoch=2)
+    assert seen["kind"] == "hung"
+    still = r"no new line, bytes or CPU time for \d s, since ..:..:.. UTC; last line: shard 1/3; "
+    assert re.fullmatch(still + "no token: ConnectionRefusedError: .*", seen["cause"])
+
+
+def test_a_start_that_computes_in_silence_is_let_go_on(home: Home) -> None:
+    env = {"ENGINE_DEPLOYMENT": OWNER}
+    liveness = {**asks(home, 1), "stall_s": 6}
+    home.ask("m", WORKS, owner=OWNER, env=env, liveness=liveness, restart=SOON)
+    home.run("--", "sleep", "600")
+    home.becomes("m", "starting")
+    ranks = eventually(lambda: home.state("m")["ranks"], "its rank")
+    eventually(lambda: home.state("m")["ranks"][0]["cpu_s"] > ranks[0]["cpu_s"] + 8, "its work")
+    assert home.state("m")["epoch"] == 1
 
 
 def test_a_process_that_outlives_the_engine_is_ended(home: Home) -> None:
@@ -399,6 +426,54 @@ def test_the_first_error_of_each_rank() -> None:
         ("rank 1", " no more"),
         ("Worker_PP1 pid=99", " by peer"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        ("INFO 11-25 17:00:00 waiting for 10 s", "INFO 11-25 17:00:10 waiting for 20 s", 1),
+        ("INFO 11-25 17:00:00 waiting", "INFO 11-25 17:00:00 compiling", 2),
+        ("Loading shards 1/30 in 1.2 s", "Loading shards 2/30 in 2.4 s", 2),
+        ("Loading shards 1/30 in 1.2 s", "Loading shards 1/30 in 9.9 s", 1),
+        ("Loading  3%|", "Loading 33%|", 2),
+        ("(Worker pid=12) ready", "(Worker pid=1234) ready", 1),
+    ],
+)
+def test_a_line_is_new_by_what_it_counts_not_by_its_other_numbers(
+    before: str, now: str, new: int
+) -> None:
+    lines = NewLines()
+    for line in (before, now, now):
+        lines.hear(line.encode())
+    assert lines.count == new
+
+
+def rank(**more: Any) -> dict[str, Any]:
+    return {"state": "S", "cpu_s": 100.0, "io_bytes": 5000, **more}
+
+
+@pytest.mark.parametrize(
+    ("now", "lines", "said"),
+    [
+        (rank(), 7, False),
+        (rank(), 8, True),
+        (rank(cpu_s=100.4), 7, False),  # what only polls takes some percent of a core
+        (rank(cpu_s=100.5), 7, True),
+        (rank(io_bytes=5000 + IO_BYTES - 1), 7, False),
+        (rank(io_bytes=5000 + IO_BYTES), 7, True),
+        (rank(state="T", cpu_s=110.0), 8, False),
+        (rank(state="t", io_bytes=9 * IO_BYTES), 7, False),
+    ],
+)
+def test_what_counts_as_moving_in_ten_seconds(now: dict[str, Any], lines: int, said: bool) -> None:
+    key = ("gpu02", 77)
+    before = Look({"gpu01": 7}, {key: rank()}, {})
+    assert moves(before, Look({"gpu01": lines}, {key: now}, {}), 10.0) is said
+
+
+def test_a_process_that_has_just_begun_moves() -> None:
+    assert moves(Look({}, {}, {}), Look({}, {("gpu02", 77): rank()}, {}), 10.0)
+    assert not moves(Look({}, {("gpu02", 77): rank()}, {}), Look({}, {}, {}), 10.0)
 
 
 METRICS = """

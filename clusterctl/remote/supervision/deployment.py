@@ -13,8 +13,9 @@ from . import crash, liveness
 from .files import Json, read_json, write_json
 from .local import Order
 from .node import Report
-from .policy import Death, Restart, Verdict, judge
+from .policy import Death, Kind, Restart, Verdict, judge
 from .processes import say
+from .progress import STOPPED, Progress, look
 from .raynodes import RayNodes
 from .wire import LOST_S
 
@@ -23,7 +24,6 @@ Life = tuple[int, int]
 Reports = Mapping[str, Report]
 
 OVER: frozenset[State] = frozenset({"stopped", "failed"})
-STOPPED_LETTERS = "Tt"  # of proc(5): by a signal, by a debugger
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Record:
     was_ready: bool = False
     in_a_row: int = 0
     cause: str = ""
+    kind: Kind | None = None  # of the last death
     exit_code: int | None = None
     waiting_for: str = ""
     closed: bool = False  # by a supervisor that was asked to end
@@ -68,6 +69,7 @@ class Epoch:
 
     boots: Mapping[str, str]
     pulse: liveness.Liveness | None = None
+    progress: Progress = field(default_factory=Progress)
     led: bool = False  # the others run: ours may begin
     verdict: Verdict | None = None  # it ends, and what comes after
     orderly: bool = False  # it ends because that is wanted
@@ -200,7 +202,21 @@ class Deployment:
                 return death
         if epoch.pulse is not None and epoch.pulse.pulse.hangs:
             return Death("hung", epoch.pulse.pulse.hangs + self._suspects(wanted, reports))
-        return None
+        return self._stall(epoch, wanted, reports)
+
+    def _stall(self, epoch: Epoch, wanted: Wanted, reports: Reports) -> Death | None:
+        """Of a start; what has given a token before is asked for the next."""
+        if wanted.liveness is None or self.record.state != "starting":
+            return None
+        patience_s = wanted.liveness.stall_s
+        seen = look(reports, self.name, self._owner)
+        still_s = epoch.progress.still_s(seen, patience_s)
+        if still_s < patience_s:
+            return None
+        refusal = epoch.pulse.pulse.refusal if epoch.pulse else ""
+        no_token = f"; no token: {refusal}" if refusal else ""
+        told = epoch.progress.told(still_s)
+        return Death("hung", told + no_token + self._suspects(wanted, reports))
 
     def _death_on(self, epoch: Epoch, node: str, reports: Reports) -> Death | None:
         if node not in reports:
@@ -219,7 +235,7 @@ class Deployment:
         stopped = [
             f"{rank['node']}: process {rank['pid']} ({rank['title']}) is stopped"
             for rank in self._ranks(reports)
-            if rank["state"] in STOPPED_LETTERS
+            if rank["state"] in STOPPED
         ]
         heard = set(reports)
         unheard = [
@@ -241,7 +257,9 @@ class Deployment:
             printed=printed + "\n".join(error["line"] for error in errors),
         )
         say(f"[{self.name}] supervisor: {epoch.verdict.cause}".encode())
-        self._now("restarting", cause=epoch.verdict.cause, exit_code=death.exit_code)
+        self._now(
+            "restarting", cause=epoch.verdict.cause, kind=death.kind, exit_code=death.exit_code
+        )
         if death.kind != "asked":
             found = {**self._document(reports), "kind": death.kind, "errors": errors}
             crash.keep(self.crashes, self.directory, self._spec(), found)

@@ -53,7 +53,7 @@ class Wanted:
     api_key_file: str
     interval_s: float
     deadline_s: float
-    start_s: float
+    stall_s: float
     certificate: str = ""
 
 
@@ -68,7 +68,8 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Pulse:
-    """`ready_at`, `alive_at`: the first and the last proof of life, seconds since 1970. `hangs`:
+    """`ready_at`, `alive_at`: the first and the last proof of life, seconds since 1970. `refusal`:
+    what came last instead of a token, before there was any. `hangs`:
     why it counts as dead, empty while it does not."""
 
     ready_at: float | None = None
@@ -76,6 +77,7 @@ class Pulse:
     hangs: str = ""
     tokens_per_s: float | None = None
     kv_usage: float | None = None
+    refusal: str = ""
 
 
 class Liveness:
@@ -86,7 +88,7 @@ class Liveness:
         self._wanted = wanted
         self._open = opener(wanted.certificate)
         self._over = threading.Event()
-        self._began = self._lived_at = time.monotonic()
+        self._lived_at = time.monotonic()
         self._asked = 0  # tokens that we generated ourselves
         self._model = ""  # what the engine calls it
         self._last: tuple[float, Metrics, int] | None = None
@@ -117,12 +119,11 @@ class Liveness:
             self._lives(self._metrics())
 
     def _no_token(self, error: Exception, before: Metrics | None) -> None:
-        now = self._metrics()
         if self.pulse.ready_at is None:
-            waited = time.monotonic() - self._began
-            if waited > self._wanted.start_s:
-                self._hangs(f"no first token within {self._wanted.start_s:g} s ({why(error)})")
-        elif now and before and now.moving > before.moving:
+            self.pulse = Pulse(refusal=why(error))  # it starts: progress.py watches that
+            return
+        now = self._metrics()
+        if now and before and now.moving > before.moving:
             self._lives(now)
         elif time.monotonic() - self._lived_at >= self._wanted.deadline_s:
             self._hangs(f"no token within {self._wanted.deadline_s:g} s ({why(error)})")

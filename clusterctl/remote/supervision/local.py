@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .files import Json, read_json
 from .outcries import Outcries
 from .processes import Group, Log, say
+from .progress import NewLines
 
 CLEAR_GRACE_S = 2.0  # of what is dead already in part
 
@@ -44,6 +45,7 @@ class Local:
         self._stop_grace = stop_grace
         self._asked = False  # to end
         self._outcries = Outcries()
+        self._news = NewLines()
 
     def obey(self, order: Order) -> None:
         if self.group is not None:
@@ -60,6 +62,8 @@ class Local:
             "pid": self.group.process.pid if self.group else None,
             "exit_code": self.exit_code,
             "errors": self._outcries.all(),
+            "lines": self._news.count,
+            "last_line": self._news.last,
         }
 
     def state(self) -> Json | None:
@@ -108,6 +112,7 @@ class Local:
             return
         self.life, self.exit_code, self._asked = order.life, None, False
         self._outcries.forget()
+        self._news.forget()
         log = Log(self.directory / "log")
         try:
             self.group = self._start(spec)
@@ -135,6 +140,7 @@ class Local:
 
     def _print(self, line: bytes, log: Log) -> None:
         self._outcries.hear(line)
+        self._news.hear(line)
         log.write(line)
         say(b"[" + self.directory.name.encode() + b"] " + line)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# exit: a process ended; lost: a node; hung: no token; container: with all that ran in it;
-# asked: the container was asked to end, which is nobody's fault.
+# exit: a process ended; lost: a node; hung: no token, or a start that stands still; container: with
+# all that ran in it; asked: the container was asked to end, which is nobody's fault.
 Kind = Literal["exit", "lost", "hung", "container", "asked"]
 Then = Literal["waiting", "failed", "stopped"]
 

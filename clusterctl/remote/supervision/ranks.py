@@ -4,6 +4,7 @@ says, as Ray's actors are no children of ours."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ MARK = b"ENGINE_DEPLOYMENT="
 NODE_MARK = "RAY_TMPDIR"  # tells the nodes of `up --local` apart, which share one machine
 PROC = Path("/proc")
 
-Rank = dict[str, Any]  # pid, title, state (a letter of proc(5)), cpu_s
+# Of proc_pid_io(5): by read(2) and write(2), and from and to storage, as for mapped files too.
+_IO = re.compile(r"^(?:rchar|wchar|read_bytes|write_bytes): (\d+)$", re.MULTILINE)
+
+Rank = dict[str, Any]  # pid, title, state (a letter of proc(5)), cpu_s, io_bytes
 
 
 def by_owner() -> dict[str, list[Rank]]:
@@ -60,9 +64,17 @@ def _look(pid: int) -> Rank | None:
     try:
         stat = (PROC / str(pid) / "stat").read_text()
         title = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        counters = (PROC / str(pid) / "io").read_text()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])  # utime and stime
     cpu_s = round(ticks / os.sysconf("SC_CLK_TCK"), 1)
-    return {"pid": pid, "title": title[:60], "state": fields[0], "cpu_s": cpu_s}
+    io_bytes = sum(int(number) for number in _IO.findall(counters))
+    return {
+        "pid": pid,
+        "title": title[:60],
+        "state": fields[0],
+        "cpu_s": cpu_s,
+        "io_bytes": io_bytes,
+    }
