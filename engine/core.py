@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from engine.checkpoint import checkpoint_directory
 from engine.config import EngineConfig
 from engine.executor import start_executor
-from engine.executor.base import RUNNER, Answers, Executor, RankFailed
+from engine.executor.base import RUNNER, Answers, RankFailed
 from engine.kv_cache import KVCache
 from engine.request import Output, Request
 from engine.scheduler import Scheduler
@@ -182,7 +182,7 @@ class EngineCore:
 
     def _report(self, num_blocks: int) -> None:
         tokens = num_blocks * self.config.block_size
-        device = device_name(self._executor)
+        device = "CPU" if self._executor.devices[0] == "cpu" else "GPU"  # that holds the cache
         logger.info("# %s blocks: %d", device, num_blocks)
         logger.info("%s KV cache size: %s tokens", device, f"{tokens:,}")
         logger.info(
@@ -190,11 +190,6 @@ class EngineCore:
             f"{self.max_model_len:,}",
             tokens / self.max_model_len,
         )
-
-
-def device_name(executor: Executor) -> str:
-    """What holds the KV cache, as the log lines call it."""
-    return "CPU" if executor.devices[0] == "cpu" else "GPU"
 
 
 def _max_model_len(config: EngineConfig, shape: ModelShape) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from engine.checkpoint import checkpoint_directory
@@ -27,8 +27,9 @@ class LLM:
     """
 
     def __init__(self, model: str | EngineConfig, **options: Any) -> None:
-        """`model` may be a whole config instead, without options."""
-        config = EngineConfig(model=model, **options) if isinstance(model, str) else model
+        """`model` may be a whole config instead, which `options` change."""
+        config = EngineConfig(model=model) if isinstance(model, str) else model
+        config = replace(config, **options)
         if config.data_parallel_size > 1:
             raise ValueError("data_parallel_size is the server's: python -m engine serve")
         self.config = config
