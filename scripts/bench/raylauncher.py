@@ -98,7 +98,10 @@ class Launcher:
                 "pull_before_run": False,
                 "disable_automatic_runtime_detection": True,
                 "disable_shm_size_detection": True,
-                "run_options": ["--ipc=host", "--env=RAY_AUTH_MODE=disabled"],
+                "run_options": [
+                    *("--ipc=host", "--env=RAY_AUTH_MODE=disabled"),
+                    "--env=RAY_enable_autoscaler_v2=0",  # v2 asks for the last worker for ever
+                ],
             },
             "head_start_ray_commands": [START.format(role=start)],
             "worker_start_ray_commands": [START.format(role="--address=$RAY_HEAD_IP:6379")],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from clusterctl.commands.serve import show_plan
+from clusterctl.serving.door import TlsFiles
 from clusterctl.serving.placement import Engine, Executor, Placement
 from clusterctl.serving.plan import ServePlan, Site, plan
 from clusterctl.spec import ServeSpec
@@ -56,6 +58,23 @@ def test_vllm_over_two_nodes(capsys: pytest.CaptureFixture[str]) -> None:
         "# gpu01",
         f"env {KEY} {OWNER} {VLLM.format('mp', group.format(0, ''))}",
     ]
+
+
+@pytest.mark.parametrize("engine", ["native", "vllm"])
+def test_tls_is_the_business_of_who_serves_the_api(engine: Engine) -> None:
+    files = TlsFiles("/c/m.crt", "/c/m.tls-key")
+    placement = Placement(engine, "mp", ("gpu01", "gpu02"), "", "")
+    found = plan(SPEC, placement, replace(SITE, tls=files, node_env={"gpu01": {"A": "1"}}))
+    *others, head = found.processes.values()
+    assert shlex.join(head.argv).endswith(
+        "--ssl-certfile /c/m.crt --ssl-keyfile /c/m.tls-key --max-num-seqs 8"
+        if engine == "native"
+        else "--ssl-certfile /c/m.crt --ssl-keyfile /c/m.tls-key --nnodes 2 --node-rank 0 "
+        "--master-addr 10.0.0.1 --master-port 29501 --max-num-seqs 8"
+    )
+    assert head.env["A"] == "1"
+    assert all("ssl" not in word for one in others for word in one.argv)
+    assert all("A" not in one.env for one in others)
 
 
 def test_vllm_over_ray(capsys: pytest.CaptureFixture[str]) -> None:

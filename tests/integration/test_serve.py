@@ -363,7 +363,7 @@ def test_over_tls_all_that_looks_sees_it_and_nothing_shows_its_key(bed: Bed) -> 
         assert f"tls: ready, https://{address}:8443/v1" in said
         (curl,) = [line for line in said.splitlines() if line.startswith("curl ")]
         answer = subprocess.run(
-            ["bash", "-c", curl],
+            ["bash", "-c", curl.replace('"messages"', '"max_tokens": 8, "messages"')],
             env=os.environ | {"INFERCLUSTER_API_KEY": KEY},
             capture_output=True,
             text=True,
