@@ -37,10 +37,11 @@ def listens_on(serve: ServeSpec, private: str) -> str:
     if serve.expose or not (address.is_unspecified or address.is_global):
         return host
     what = "every address of the head" if address.is_unspecified else "a public address"
+    other = f"leave --host out ({private} is used)" if serve.host else "--host with a private one"
     raise ConfigError(
         f"the API would listen on {host}, {what}",
-        hint="leave --host out for the private address (`clusterctl tunnel` brings it to this "
-        "machine), or add --expose, best with --tls-cert and --tls-key",
+        hint=f"{other}, and `clusterctl tunnel` brings it to this machine; or add --expose, best "
+        "with --tls-cert and --tls-key",
     )
 
 
