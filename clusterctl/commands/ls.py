@@ -49,7 +49,7 @@ def ls(
                 one["name"],
                 "yes" if one["current"] else "",
                 one["head"] or one["error"],
-                ", ".join(one["hosts"]),
+                str(len(one["hosts"]) or ""),
                 one["devices"] or "",
                 str(one["ray_port"] or ""),
                 one["file"],

@@ -84,8 +84,8 @@ def test_use_and_ls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     files = [str(tmp_path / f"xdg/infercluster/clusters/{name}.yaml") for name in ("a", "b")]
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["NAME", "CURRENT", "HEAD", "HOSTS", "DEVICES", "RAY", "FILE"],
-        ["a", "yes", "h", "h", "gpu=0,1", "6379", files[0]],
-        ["b", "h", "h", "cpu:4", "6379", files[1]],
+        ["a", "yes", "h", "1", "gpu=0,1", "6379", files[0]],
+        ["b", "h", "1", "cpu:4", "6379", files[1]],
     ]
     assert cli.run(["ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
