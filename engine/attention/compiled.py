@@ -27,7 +27,7 @@ class CompiledBackend(SdpaBackend):
             slots=self._all_slots(spans),
             positions=self._all_positions(spans),
             tables=torch.tensor(tables, dtype=torch.int32) if singles else None,
-            groups=[self._prefill(row, span) for row, span in self._after(spans, len(singles))],
+            groups=list(self._prefills(spans, len(singles))),
         )
 
 

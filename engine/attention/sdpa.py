@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -23,9 +24,8 @@ class SdpaBackend:
         self.device = cache[0].device
 
     def plan(self, spans: Sequence[Span]) -> Attend:
-        longer = [(row, span) for row, span in self._after(spans, 0) if span.length > 1]
-        prefills = [self._prefill(row, span) for row, span in longer]
-        groups: list[Group] = [*prefills, *self._decodes(spans)]
+        longer = (group for group in self._prefills(spans, 0) if group.length > 1)
+        groups: list[Group] = [*longer, *self._decodes(spans)]
         return _Plan(self.cache, self._all_slots(spans), self._all_positions(spans), groups)
 
     def _all_slots(self, spans: Sequence[Span]) -> torch.Tensor:
@@ -34,7 +34,7 @@ class SdpaBackend:
     def _all_positions(self, spans: Sequence[Span]) -> torch.Tensor:
         return self._ids([place for span in spans for place in range(span.start, span.stop)])
 
-    def _ids(self, values: list[int]) -> torch.Tensor:
+    def _ids(self, values: Sequence[object]) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
 
     def _slots(self, span: Span) -> Iterator[int]:
@@ -45,9 +45,14 @@ class SdpaBackend:
                 + position % self.block_size
             )
 
-    def _prefill(self, row: int, span: Span) -> _Prefill:
-        blocks = self._ids(list(span.blocks[: self._num_blocks(span)]))
-        return _Prefill(slice(row, row + span.length), span, blocks)
+    def _prefills(self, spans: Sequence[Span], skipped: int) -> Iterator[_Prefills]:
+        """Of the spans but the first `skipped`, neighbours of the same positions together."""
+        neighbours = groupby(self._after(spans, skipped), lambda one: (one[1].start, one[1].length))
+        for (start, length), group in neighbours:
+            members = list(group)
+            row, blocks = members[0][0], self._num_blocks(members[0][1])
+            tables = self._ids([span.blocks[:blocks] for _, span in members])
+            yield _Prefills(slice(row, row + length * len(members)), start, length, tables)
 
     def _decodes(self, spans: Sequence[Span]) -> Iterator[_Decodes]:
         """Single tokens, batched by length: padded to the next power of two blocks, so that less
@@ -118,34 +123,38 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Prefill:
-    """Several tokens of one request: its blocks gathered, each token sees up to itself.
+class _Prefills:
+    """Several tokens of each of some requests, the same positions of all: their blocks gathered,
+    each token sees up to itself.
 
-    KV heads are SDPA's batch and the query heads that share one are its heads: the expand below
-    repeats keys and values by a stride of zero, without copying them.
+    Requests times KV heads are SDPA's batch and the query heads that share one are its heads: the
+    expand below repeats keys and values by a stride of zero, without copying them.
     """
 
     rows: slice
-    span: Span
-    blocks: torch.Tensor
+    start: int
+    length: int
+    tables: torch.Tensor  # [requests, blocks]
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, view: View) -> torch.Tensor:
-        gathered = _gathered(cache, self.blocks)[:, : self.span.stop].transpose(1, 2)
-        grouped = torch.unflatten(query, 1, (gathered.shape[1], -1)).permute(1, 2, 0, 3)
+        requests, kv = len(self.tables), cache.shape[3]
+        stop = self.start + self.length
+        gathered = _gathered(cache, self.tables)[:, :, :stop].transpose(2, 3).flatten(1, 2)
+        queries = query.view(requests, self.length, kv, -1, query.shape[-1])
+        grouped = queries.permute(0, 2, 3, 1, 4).flatten(0, 1)
         keys, values = gathered.unsqueeze(2).expand(-1, -1, grouped.shape[1], -1, -1)
-        if self.span.start == 0 and view == WHOLE:
+        if self.start == 0 and view == WHOLE:
             mixed = scaled_dot_product_attention(grouped, keys, values, is_causal=True)
         else:
             mixed = _masked(grouped, keys, values, self._mask(view.window), view)
-        return mixed.permute(2, 0, 1, 3).flatten(1, 2)
+        mixed = torch.unflatten(mixed, 0, (requests, kv))
+        return mixed.permute(0, 3, 1, 2, 4).reshape(query.shape)
 
     def _mask(self, window: int | None) -> torch.Tensor:
         """A chunk that does not start at 0: the diagonal is moved right by what came before."""
-        ones = torch.ones(
-            self.span.length, self.span.stop, dtype=torch.bool, device=self.blocks.device
-        )
-        seen = ones.tril(self.span.start)
-        return seen if window is None else seen.triu(self.span.start - window + 1)
+        size = (self.length, self.start + self.length)
+        seen = torch.ones(size, dtype=torch.bool, device=self.tables.device).tril(self.start)
+        return seen if window is None else seen.triu(self.start - window + 1)
 
 
 @dataclass(frozen=True)

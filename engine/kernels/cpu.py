@@ -37,6 +37,17 @@ class Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("queries", "kv", "dim", "block_size")]
 
 
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "s": Sizes}
+_FUNCTIONS = {
+    "product": "ppppnnn",
+    "add_rms_norm": "pppppnnf",
+    "silu_gate": "ppnn",
+    "turn_and_store": "ppppnppnppfns",
+    "decode": "pppnpnpnsnff",
+}
+"""Their parameters' types in cpu.cpp, without `bf16` in front and `threads` at the end."""
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, kept from run to run; None, and it is logged why, where they cannot
@@ -49,13 +60,20 @@ def library() -> ctypes.CDLL | None:
     try:
         if not built.exists():
             _compile(compiler, built)
-        return ctypes.CDLL(str(built))
+        return _declared(ctypes.CDLL(str(built)))
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [str(error)]
         logger.warning("%s failed: the engine runs uncompiled, and slower: %s", compiler, said[0])
     except OSError as error:
         logger.warning("The engine runs uncompiled, and slower: %s", error)
     return None
+
+
+def _declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
+    for name, letters in _FUNCTIONS.items():
+        types = (ctypes.c_int, *(_TYPES[letter] for letter in letters), ctypes.c_int)
+        getattr(kernels, f"engine_{name}").argtypes = types
+    return kernels
 
 
 def serves(tensor: torch.Tensor) -> bool:
@@ -76,6 +94,7 @@ def multiplies(weight: torch.Tensor) -> bool:
 
 def panels(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] in the order that `product` reads it: cpu.cpp's Fma and Tiles say which."""
+    assert multiplies(weight)  # it asks the system for the tiles
     out, size = weight.shape
     wide = _WIDE[weight.dtype]
     count = -(-out // wide)
@@ -175,24 +194,14 @@ def _sizes(heads: torch.Tensor, cache: torch.Tensor) -> Sizes:
 @functools.cache
 def _multiplies(bf16: bool) -> bool:
     kernels = library()
-    return kernels is not None and bool(kernels.engine_multiplies(ctypes.c_int(bf16)))
+    return kernels is not None and bool(kernels.engine_multiplies(bf16))
 
 
 def _call(name: str, first: torch.Tensor, *arguments: object) -> None:
-    """Each argument as C++ has it, after whether it is bf16 and before the number of threads."""
-    kernels = library()
-    assert kernels is not None
-    bf16 = ctypes.c_int(first.dtype == torch.bfloat16)
-    given = [bf16, *map(_as_c, (first, *arguments)), ctypes.c_int(torch.get_num_threads())]
-    getattr(kernels, f"engine_{name}")(*given)
-
-
-def _as_c(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_int64(value) if isinstance(value, int) else value
+    """With addresses for tensors, after whether it is bf16 and before the number of threads."""
+    given = (one.data_ptr() if isinstance(one, torch.Tensor) else one for one in arguments)
+    bf16, threads = first.dtype == torch.bfloat16, torch.get_num_threads()
+    getattr(library(), f"engine_{name}")(bf16, first.data_ptr(), *given, threads)
 
 
 def _compilers() -> Sequence[str]:

@@ -106,6 +106,15 @@ def test_random_histories_of_chunks_and_decodes(kv_heads: int, block_size: int) 
             world.step(work)
 
 
+def test_neighbours_of_the_same_positions() -> None:
+    """They are computed together: one that differs parts them, and so does a single token."""
+    world = World(heads=4, kv_heads=2, block_size=4, num_blocks=12)
+    first, second, third, fourth = (world.sequence([n, n + 4, n + 8]) for n in range(4))
+    world.step([(first, 5), (second, 5), (third, 1), (fourth, 5)])
+    world.step([(third, 4), (first, 3), (second, 3), (fourth, 1)])
+    world.step([(first, 1), (second, 1), (third, 4), (fourth, 4)])
+
+
 @pytest.mark.parametrize("length", [15, 16, 17, 31, 32, 33])
 def test_decodes_at_block_edges(length: int) -> None:
     world = World(heads=4, kv_heads=2, block_size=16, num_blocks=4)
