@@ -15,6 +15,8 @@ from clusterctl.config.document import KeyPath, dotted
 from clusterctl.config.layers import Origin, nearest
 from clusterctl.errors import ConfigError
 
+SHOWN = 80  # of a value that is refused: it may be a whole file
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -97,7 +99,10 @@ def _problem(detail: ErrorDetails) -> Problem:
 
 def _shown(detail: ErrorDetails) -> str:
     value = detail["input"]
-    return "a mapping" if isinstance(value, dict | BaseModel) else repr(value)
+    if isinstance(value, dict | BaseModel):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _unknown_key(path: KeyPath) -> Problem:

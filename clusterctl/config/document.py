@@ -96,6 +96,14 @@ def _replacement(match: re.Match[str], env: Mapping[str, str], where: str) -> st
     return env[name]
 
 
+def _joined(text: str, *, where: str) -> str:
+    """JSON writes a character beyond 16 bits as two halves, and YAML's reader leaves them so."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: half a character (a lone surrogate)") from error
+
+
 @dataclass
 class _Builder:
     file: str
@@ -109,7 +117,8 @@ class _Builder:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(item, (*path, i)) for i, item in enumerate(node.value)]
-        text = interpolate(node.value, self.env, where=self._at(node))
+        whole = _joined(node.value, where=self._at(node))
+        text = interpolate(whole, self.env, where=self._at(node))
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         return plain_value(text) if plain else text
 

@@ -56,8 +56,11 @@ class Launcher:
     def up(self) -> None:
         """Returns when the head is there: its autoscaler then makes the workers."""
         ray = str(Path(sys.executable).with_name("ray"))
+        # Ray 2.60's newer autoscaler takes a local provider's head for a worker to be, and then
+        # asks for the last one for ever.
         done = subprocess.run(
             [ray, "up", "--yes", "--no-config-cache", str(self.config)],
+            env={**os.environ, "RAY_UP_enable_autoscaler_v2": "0"},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -100,7 +103,7 @@ class Launcher:
                 "disable_shm_size_detection": True,
                 "run_options": [
                     *("--ipc=host", "--env=RAY_AUTH_MODE=disabled"),
-                    "--env=RAY_enable_autoscaler_v2=0",  # v2 asks for the last worker for ever
+                    "--env=RAY_enable_autoscaler_v2=0",
                 ],
             },
             "head_start_ray_commands": [START.format(role=start)],

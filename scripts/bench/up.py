@@ -86,7 +86,10 @@ class Bed:
         head = self.hosts[0]
         name = container or f"bench-{head}"
         ask = f"docker exec {name} python3 -c {shlex.quote(NODES)} 2>/dev/null || true"
-        while self.ssh(head, ask).strip() != str(len(self.hosts)):
+        deadline = time.monotonic() + COMMAND_S
+        while (seen := self.ssh(head, ask).strip()) != str(len(self.hosts)):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{name}: {seen or 'no'} nodes in Ray after {COMMAND_S} s")
             time.sleep(0.2)
 
 

@@ -170,6 +170,17 @@ class TestFile:
         spec = load(tmp_path, f"hosts: [a]\ndevices: {written}").spec
         assert spec.devices == meant.get(written, others)
 
+    def test_json_is_yaml_beyond_16_bits_too(self, tmp_path: Path) -> None:
+        text = json.dumps({"hosts": ["a"], "env": {"NOTE": "é 模 \U0001f4a3"}})
+        assert load(tmp_path, text).spec.env == {"NOTE": "é 模 \U0001f4a3"}
+        error = refusal(tmp_path, 'hosts: [a]\nenv: {NOTE: "\\ud83d"}')
+        assert error.message == "cluster.yaml:2: half a character (a lone surrogate)"
+
+    def test_a_long_value_is_not_shown_whole(self, tmp_path: Path) -> None:
+        error = refusal(tmp_path, f"hosts: [a]\nimage: '{' ' * 10_000}'")
+        assert error.message.endswith("... (10,002 characters)")
+        assert len(error.message) < 250
+
     def test_a_second_cluster_on_the_same_hosts(self, tmp_path: Path) -> None:
         """Ports that are set stay; what was saved is not moved once more."""
         loaded = load(tmp_path, "hosts: [a]\nray: {port: 7000, port_offset: 1000}")
