@@ -3,7 +3,8 @@
 node   Debian, Python, torch, Ray and what the engine needs (templates/Dockerfile.node)
 noray  Debian and Python
 empty  one static busybox
-vllm   node, with vLLM for CPUs (templates/Dockerfile.vllm): only built when it is asked for
+vllm   node, with vLLM for CPUs (templates/Dockerfile.vllm, and on it templates/vllm-testbed): only
+       built when it is asked for
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from .shell import run, say, wait_until
 NORAY_IMAGE = "infercluster-noray"
 EMPTY_IMAGE = "infercluster-empty"
 VLLM_IMAGE = "infercluster-vllm"
+VLLM_BASE_IMAGE = "infercluster-vllm-base"
 IMAGES = (NODE_IMAGE, NORAY_IMAGE, EMPTY_IMAGE)
 BASE_PACKAGES = "python3,procps,iproute2,busybox-static"
 COMPILER = "g++,python3-dev,libnuma1"  # torch.compile writes C++; vLLM links the other
 DOCKERFILE = REPOSITORY / "templates" / "Dockerfile.node"
 VLLM_DOCKERFILE = REPOSITORY / "templates" / "Dockerfile.vllm"
+VLLM_TESTBED = REPOSITORY / "templates" / "vllm-testbed"
 WHEELHOUSE = REPOSITORY / "scripts" / "wheelhouse"
 STORAGE = CACHE / "registry"
 BUILT = CACHE / "images.key"
-VLLM_BUILT = CACHE / "vllm.key"
+VLLM_BASE_BUILT = CACHE / "vllm-base.key"
+VLLM_BUILT = CACHE / "vllm-testbed.key"
 WHEELS_MINUTES = 30
 BUILD_MINUTES = 30
 
@@ -55,6 +59,11 @@ IMPORT_EMPTY = (
 BUILD_NODE = (
     "DOCKER_BUILDKIT=1 docker build --network none --progress plain --build-arg BASE={noray} "
     "--tag {node} --file - /mnt/wheels"
+)
+# BuildKit asks no registry without TLS: the base has been pulled.
+BUILD_VLLM = (
+    "DOCKER_BUILDKIT=1 docker build --network none --progress plain --build-arg BASE={base} "
+    "--tag {image} /mnt/testbed"
 )
 
 
@@ -93,7 +102,7 @@ def build_images(testbed: Testbed) -> None:
     say("building the node image (some minutes, once)")
     names = {"noray": testbed.image(NORAY_IMAGE), "node": testbed.image(NODE_IMAGE)}
     empty = testbed.image(EMPTY_IMAGE)
-    with _builder(testbed, BASE_PACKAGES, wheels) as builder:
+    with _wheel_builder(testbed, BASE_PACKAGES, wheels) as builder:
         _build(builder, names, DOCKERFILE)
         _shell(builder, IMPORT_EMPTY.format(empty=empty))
         _push(builder, [*names.values(), empty])
@@ -102,17 +111,29 @@ def build_images(testbed: Testbed) -> None:
 
 def build_vllm(testbed: Testbed) -> str:
     """The image with vLLM, built and pushed unless it is there already; its name."""
-    wheels = _wheels("vllm")
-    image = testbed.image(VLLM_IMAGE)
-    packages = f"{BASE_PACKAGES},{COMPILER}"
-    recipe = _recipe_key(wheels, packages, VLLM_DOCKERFILE)
+    base, image = testbed.image(VLLM_BASE_IMAGE), testbed.image(VLLM_IMAGE)
+    recipe = _build_vllm_base(testbed, base) + _tree_key(VLLM_TESTBED)
     if not _is_built(VLLM_BUILT, recipe):
-        say("building the image with vLLM (some minutes, once)")
-        with _builder(testbed, packages, wheels) as builder:
-            _build(builder, {"noray": "base", "node": image}, VLLM_DOCKERFILE)
+        with _builder(testbed, {"/mnt/testbed": VLLM_TESTBED}) as builder:
+            hosts.docker(builder, "pull", base, timeout=BUILD_MINUTES * 60)
+            _shell(builder, BUILD_VLLM.format(base=base, image=image))
             _push(builder, [image])
         VLLM_BUILT.write_text(recipe)
     return image
+
+
+def _build_vllm_base(testbed: Testbed, base: str) -> str:
+    """What takes long of it; the recipe's key."""
+    wheels = _wheels("vllm")
+    packages = f"{BASE_PACKAGES},{COMPILER}"
+    recipe = _recipe_key(wheels, packages, VLLM_DOCKERFILE)
+    if not _is_built(VLLM_BASE_BUILT, recipe):
+        say("building the image with vLLM (some minutes, once)")
+        with _wheel_builder(testbed, packages, wheels) as builder:
+            _build(builder, {"noray": "base", "node": base}, VLLM_DOCKERFILE)
+            _push(builder, [base])
+        VLLM_BASE_BUILT.write_text(recipe)
+    return recipe
 
 
 def _wheels(*engine: str) -> Path:
@@ -124,16 +145,25 @@ def _is_built(mark: Path, recipe: str) -> bool:
 
 
 @contextmanager
-def _builder(testbed: Testbed, packages: str, wheels: Path) -> Iterator[Host]:
-    """A host of its own, with a fresh Debian and the wheels at hand."""
+def _wheel_builder(testbed: Testbed, packages: str, wheels: Path) -> Iterator[Host]:
+    """With a fresh Debian and the wheels at hand."""
     base = debootstrap(packages)
+    try:
+        with _builder(testbed, {"/mnt/base": base, "/mnt/wheels": wheels}) as builder:
+            yield builder
+    finally:
+        discard(base)
+
+
+@contextmanager
+def _builder(testbed: Testbed, shares: Mapping[str, Path]) -> Iterator[Host]:
+    """A host of its own."""
     builder = testbed.builder()
     try:
-        hosts.boot(builder, {"/mnt/base": base, "/mnt/wheels": wheels})
+        hosts.boot(builder, shares)
         yield builder
     finally:
         hosts.erase(builder)
-        discard(base)
 
 
 def _build(builder: Host, names: Mapping[str, str], dockerfile: Path) -> None:
@@ -156,6 +186,14 @@ def _recipe_key(wheels: Path, packages: str, dockerfile: Path) -> str:
     scripts = [SUITE, packages, IMPORT_BASE, IMPORT_EMPTY, BUILD_NODE]
     recipe = "\n".join([*scripts, dockerfile.read_text(), wheels.name])
     return hashlib.sha256(recipe.encode()).hexdigest()
+
+
+def _tree_key(directory: Path) -> str:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(directory)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _registry_config(testbed: Testbed) -> str:
