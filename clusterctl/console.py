@@ -178,7 +178,7 @@ def deployments(records: Iterable[Mapping[str, Any]], now: float | None = None) 
 def ranks(records: Iterable[Mapping[str, Any]]) -> None:
     """The processes of deployments, from the same."""
     table(
-        ("DEPLOYMENT", "NODE", "PID", "STATE", "CPU", "PROCESS"),
+        ("DEPLOYMENT", "NODE", "PID", "STATE", "CPU", "BUSY", "PROCESS"),
         [
             (
                 record["name"],
@@ -186,6 +186,7 @@ def ranks(records: Iterable[Mapping[str, Any]]) -> None:
                 str(rank["pid"]),
                 _styled(rank["state"]),
                 f"{rank['cpu_s']:.0f} s",
+                _known(rank["busy"], "{:.0%}"),
                 rank["title"],
             )
             for record in records

@@ -45,7 +45,9 @@ class ContainerSpec:
     """Everything Docker is told about one node's container.
 
     Capabilities carry their full names (CAP_...). `user` is root whatever the image says: our
-    0600 files, the mounted caches and /dev/infiniband are root's.
+    0600 files, the mounted caches and /dev/infiniband are root's. `restart` "always", not
+    "unless-stopped": after its own crash Docker ends what it finds, and takes that for a stop by
+    hand.
     """
 
     name: str
@@ -63,7 +65,7 @@ class ContainerSpec:
     shm_size: int | None = None
     ipc: str | None = "host"
     user: str = "root"
-    restart: str = "unless-stopped"
+    restart: str = "always"
     log_max_size: str = "64m"
     log_max_file: int = 4
 

@@ -387,6 +387,7 @@ def _liveness(start: _Start) -> Liveness:
     return Liveness(
         start.url,
         start.site.key_file,
+        deadline_s=start.serve.liveness_deadline,
         stall_s=start.serve.stall_timeout,
         certificate=start.certificate,
     )

@@ -82,6 +82,7 @@ class LimitsSpec:
     formation_timeout: float = 120.0
     sanity_timeout: float = 180.0
     lock_wait: float = 0.0
+    liveness_deadline: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ class ServeSpec:
     in slices; `dcp`: a token's cache is spread over so many tensor ranks. `allow_tcp`: tensor ranks
     of several nodes may speak TCP. `expose`: the API may listen on more than private addresses.
     `timeout`: how long to wait in all, None: as long as it moves; `stall_timeout`: how long it may
-    stand still before it has given a token.
+    stand still before it has given a token. `liveness_deadline`: seconds without a token, a counter
+    that moves or a rank that computes, after which it counts as hung.
     """
 
     model: str
@@ -199,6 +201,7 @@ class ServeSpec:
     timeout: float | None = None
     stall_timeout: float = 600.0
     allow_tcp: bool = False
+    liveness_deadline: float = LimitsSpec.liveness_deadline
     extra: tuple[str, ...] = field(default=())
 
     @property

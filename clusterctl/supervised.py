@@ -27,8 +27,9 @@ class Process:
 class Liveness:
     """How the head's supervisor asks for a token: at `url`, the OpenAI API (".../v1"), with the key
     in `api_key_file`, every `interval_s`. Nothing within `deadline_s`, and no counter of /metrics
-    that moves: the deployment hangs. Before its first token it may take any time, as long as it
-    does not stand still for `stall_s`: no new line, bytes read or written, or CPU time on any node.
+    that moves: the deployment hangs; four times as long while its ranks compute. Before its first
+    token it may take any time, as long as it does not stand still for `stall_s`: no new line, bytes
+    read or written, or CPU time on any node.
     `certificate`: the one (PEM) by which an API that speaks TLS must show itself."""
 
     url: str

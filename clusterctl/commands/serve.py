@@ -137,6 +137,17 @@ def serve(
             help="How long nothing may move before a token: log, bytes, CPU time of any rank.",
         ),
     ] = ServeSpec.stall_timeout,
+    liveness_deadline: Annotated[
+        float | None,
+        typer.Option(
+            "--liveness-deadline",
+            metavar="SECONDS",
+            min=1,
+            show_default="30, or limits: in cluster.yaml",
+            help="Without a token for so long it counts as hung, and begins anew; four times as "
+            "long while its ranks compute.",
+        ),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the engine has been started.")
     ] = False,
@@ -156,6 +167,7 @@ def serve(
     from clusterctl.runlog import recorded
     from clusterctl.session import Session
 
+    spec = load_spec(config=config, cluster=cluster)
     ask = (lambda: console.ask_secret("API key")) if api_key_prompt else None
     key = keys.resolve(api_key_file, os.environ, ask)
     asked = ServeSpec(
@@ -180,9 +192,9 @@ def serve(
         timeout=timeout,
         stall_timeout=stall_timeout,
         allow_tcp=allow_tcp,
+        liveness_deadline=liveness_deadline or spec.limits.liveness_deadline,
         extra=checked_flags(engine_flags or []),
     )
-    spec = load_spec(config=config, cluster=cluster)
     try:
         with console.progress() as report, Session.connect(spec, report=report) as session:
             if dry_run:

@@ -322,6 +322,8 @@ class Limits(Section):
     sanity_timeout: Seconds = LimitsSpec.sanity_timeout
     lock_wait: Annotated[float, Field(ge=0)] = LimitsSpec.lock_wait
     """How long `up` and `down` wait for another run on the same cluster to end."""
+    liveness_deadline: Seconds = LimitsSpec.liveness_deadline
+    """So long without a token, and a deployment of `serve` counts as hung: see there."""
 
 
 class Ssh(Section):

@@ -20,7 +20,7 @@ _WHY = {
     "--ipc": "is `host` always",
     "--network": "is `host` always",
     "--name": "containers have names of their own",
-    "--restart": "is unless-stopped always",
+    "--restart": "is `always`",
 }
 _SET_BY_UP = {"--rm", "-d", "--detach", "-it", "-i", "-t", "--init"}
 

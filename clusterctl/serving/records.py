@@ -14,7 +14,9 @@ ENDED: frozenset[State] = frozenset({"failed", "stopped"})
 @dataclass(frozen=True)
 class Rank:
     """A process of the deployment as a node's supervisor saw it. `state` is a word of proc(5);
-    `cpu_s` the seconds that it has computed, `io_bytes` what it has read and written."""
+    `cpu_s` the seconds that it has computed, `io_bytes` what it has read and written, `busy`
+    the share of a core that it used lately (None: a supervisor of an older version says nothing of
+    it)."""
 
     node: str
     pid: int
@@ -22,6 +24,7 @@ class Rank:
     state: str
     cpu_s: float
     io_bytes: int = 0
+    busy: float | None = None
 
 
 @dataclass(frozen=True)

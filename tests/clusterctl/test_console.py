@@ -92,22 +92,23 @@ def test_status_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_deployment_with_all_that_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    rank = {"node": "gpu02", "pid": 77, "title": "ray::RankActor", "state": "stopped", "cpu_s": 9.6}
+    rank = {"node": "gpu02", "pid": 77, "title": "ray::RankActor", "state": "stopped"}
+    used = {"cpu_s": 9.6, "busy": 0.98}
     record = STATUS["deployments"][0] | {
         "state": "restarting",
         "since": 1000.0,
         "restarts": 3,
         "tokens_per_s": 812.5,
         "kv_usage": 0.25,
-        "ranks": [rank],
+        "ranks": [rank | used],
     }
     console.deployments([record], now=1000.0 + 7300)
     console.ranks([record])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[5:] == ["restarting", "2", "h", "3", "812.5", "25%", "-"]
     assert lines[2:] == [
-        "DEPLOYMENT  NODE   PID  STATE    CPU   PROCESS",
-        "llama       gpu02  77   stopped  10 s  ray::RankActor",
+        "DEPLOYMENT  NODE   PID  STATE    CPU   BUSY  PROCESS",
+        "llama       gpu02  77   stopped  10 s  98%   ray::RankActor",
     ]
 
 

@@ -39,7 +39,7 @@ FULL = replace(
 def test_the_line_for_a_plain_node() -> None:
     assert docker_run_line(PLAIN) == (
         "docker run --detach --name clusterctl-c-gpu01 --network host --init --user root"
-        " --restart unless-stopped --ipc host --log-driver json-file --log-opt max-size=64m"
+        " --restart always --ipc host --log-driver json-file --log-opt max-size=64m"
         " --log-opt max-file=4 --entrypoint python3 img:1 /opt/clusterctl/supervisor.py"
         " -- ray start"
     )
@@ -48,7 +48,7 @@ def test_the_line_for_a_plain_node() -> None:
 def test_the_line_with_everything() -> None:
     assert docker_run_line(FULL) == (
         "docker run --detach --name clusterctl-c-gpu01 --network host --init --user root"
-        " --restart unless-stopped --shm-size 1073741824 --gpus '\"device=0,1\"'"
+        " --restart always --shm-size 1073741824 --gpus '\"device=0,1\"'"
         " --device /dev/infiniband --cap-add CAP_IPC_LOCK --security-opt seccomp=unconfined"
         " --group-add video --ulimit memlock=-1:-1 --log-driver json-file --log-opt max-size=64m"
         " --log-opt max-file=4 --mount type=bind,source=/models,target=/models,readonly"
@@ -74,7 +74,7 @@ def test_the_engine_is_told_the_same() -> None:
             "PortBindings": {},
             "NetworkMode": "host",
             "Init": True,
-            "RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0},
+            "RestartPolicy": {"Name": "always", "MaximumRetryCount": 0},
             "LogConfig": {
                 "Type": "json-file",
                 "Config": {"max-size": "64m", "max-file": "4"},

@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 from clusterctl.remote.supervision import crash, ways
 from clusterctl.remote.supervision.liveness import Metrics, read_metrics
 from clusterctl.remote.supervision.local import Order
+from clusterctl.remote.supervision.motion import Motion
 from clusterctl.remote.supervision.outcries import Outcries
 from clusterctl.remote.supervision.policy import Death, Restart, Verdict, judge
 from clusterctl.remote.supervision.progress import IO_BYTES, Look, NewLines, moves
@@ -34,17 +37,23 @@ SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sle
 SOON = {"in_a_row": 3, "backoff_s": 0.1, "backoff_max_s": 1, "stable_s": 600, "retry_start": []}
 
 # An OpenAI server, as far as it is asked for a token. `mute`, a file next to it: /health is fine,
-# and no completion ever comes. Its second process stands for a rank.
+# and no completion ever comes; with "busy" in it, it computes. Its other process stands for a rank.
 SERVER = """
 import http.server, json, os, subprocess, sys, time
 from pathlib import Path
 rank = subprocess.Popen(["sleep", "600"], start_new_session=True)
+prompts, tokens = [], []
 class Api(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.answer(json.dumps({"data": [{"id": "m"}]}) if "models" in self.path else "")
+        counts = {"prompt": prompts, "generation": tokens}
+        counted = "".join(f"vllm:{what}_tokens_total {len(of)}\\n" for what, of in counts.items())
+        models = json.dumps({"data": [{"id": "m"}]})
+        self.answer({"/v1/models": models, "/metrics": counted}.get(self.path, ""))
     def do_POST(self):
+        prompts.append(1)
         while Path("mute").exists():
-            time.sleep(0.05)
+            time.sleep(0 if Path("mute").read_text() else 0.05)
+        tokens.append(1)
         self.answer(json.dumps({"choices": [{}], "usage": {"completion_tokens": 1}}))
     def answer(self, text):
         self.send_response(200)
@@ -109,6 +118,8 @@ class Nodes:
             home.end()
 
 
+# Ray itself is only asked before a second epoch; here there is none.
+RAY_NODES = [{"name": name, "address": "127.0.0.1", "devices": 1} for name in ("gpu01", "gpu03")]
 RANK = ["sh", "-c", "echo $$ > pid.new; mv pid.new pid; echo begun; exec sleep 600"]
 
 
@@ -160,8 +171,8 @@ def test_a_node_whose_container_begins_anew_takes_the_group_with_it(nodes: Nodes
     cause = nodes["gpu01"].becomes("m", "running", epoch=2)["cause"]
     assert cause in (
         "gpu03's container began anew",
-        "gpu03 was not heard for 20 s",
-        "gpu03: its process ended by SIGTERM",
+        "gpu03 is not heard any more",
+        "gpu03's container began anew; gpu03: its process ended by SIGTERM",
     )
 
 
@@ -190,6 +201,23 @@ def test_a_group_waits_for_a_node_that_is_not_there(nodes: Nodes) -> None:
     nodes["gpu01"].becomes("m", "running")
 
 
+def test_a_node_that_was_cut_off_is_cleared_before_the_group_begins_anew(nodes: Nodes) -> None:
+    """A stray rank, as Ray leaves them where the network is gone."""
+    nodes.serve(RANK)
+    nodes["gpu01"].becomes("m", "running")
+    marks = {"ENGINE_DEPLOYMENT": OWNER, "RAY_TMPDIR": str(nodes["gpu03"].path)}
+    stray = subprocess.Popen(["sleep", "600"], env={**os.environ, **marks})
+    supervisor = nodes["gpu03"].process
+    assert supervisor is not None
+    supervisor.send_signal(signal.SIGSTOP)
+    waits = "gpu03: its supervisor was not heard"
+    eventually(lambda: nodes["gpu01"].state("m")["waiting_for"] == waits, waits)
+    assert nodes["gpu01"].state("m")["cause"] == "gpu03 is not heard any more"
+    supervisor.send_signal(signal.SIGCONT)
+    nodes["gpu01"].becomes("m", "running", epoch=2)
+    assert stray.wait(1) == -signal.SIGKILL
+
+
 def test_stop_on_the_head_ends_it_everywhere(nodes: Nodes) -> None:
     nodes.serve(RANK)
     nodes["gpu01"].becomes("m", "running")
@@ -205,6 +233,33 @@ def test_a_lost_head_ends_what_ran_by_its_order(nodes: Nodes) -> None:
     nodes.kill("gpu01")
     eventually(lambda: group_is_gone(nodes.pid("gpu02")), "the end of gpu02's process")
     os.killpg(nodes.pid("gpu01"), signal.SIGKILL)  # a container would have taken it along
+
+
+def test_a_node_lost_while_the_engine_loads_is_not_the_engines_fault(nodes: Nodes) -> None:
+    """Over Ray only the head has a process, and it ends before we hear of the node's end."""
+    over_ray(nodes, RANK)
+    nodes["gpu01"].becomes("m", "starting", generation=2)
+    first = eventually(lambda: nodes["gpu01"].state("m").get("pid"), "its process")
+    nodes.kill("gpu03", signal.SIGTERM)
+    os.kill(first, signal.SIGKILL)
+    nodes.start("gpu03")
+    nodes["gpu01"].becomes("m", "starting", generation=2, epoch=2)
+    cause = nodes["gpu01"].state("m")["cause"]
+    assert cause == "gpu03's container began anew; gpu01: its process ended by SIGKILL"
+
+
+def test_an_engine_that_ends_while_all_nodes_live_is_not_tried_again(nodes: Nodes) -> None:
+    over_ray(nodes, BROKEN)
+    failed = nodes["gpu01"].becomes("m", "failed", generation=2)
+    assert failed["cause"] == CAUSE.replace("this node", "gpu01")
+
+
+def over_ray(nodes: Nodes, argv: list[str]) -> None:
+    """As `serve` asks where Ray places the ranks; every supervisor has been heard before."""
+    nodes.serve(RANK)
+    nodes["gpu01"].becomes("m", "running")
+    more = {"owner": OWNER, "group": ["gpu01"], "nodes": RAY_NODES, "restart": SOON}
+    nodes["gpu01"].ask("m", argv, 2, liveness=asks(nodes["gpu01"], 1), **more)
 
 
 # --- one process and what it leaves behind -------------------------------------------------------
@@ -261,12 +316,13 @@ def asks(home: Home, port: int) -> dict[str, Any]:
     }
 
 
-def served(home: Home, **more: object) -> int:
+def served(home: Home, deadline_s: float = 2) -> int:
     """The stand-in for an engine is ready; its API's port."""
     port = free_port()
     argv = [sys.executable, "-c", SERVER, str(port), "--api-key", "sk-planted"]
     env = {"ENGINE_DEPLOYMENT": OWNER, "HF_TOKEN": "hf-planted"}
-    home.ask("m", argv, owner=OWNER, env=env, liveness=asks(home, port), restart=SOON, **more)
+    asked = {**asks(home, port), "deadline_s": deadline_s}
+    home.ask("m", argv, owner=OWNER, env=env, liveness=asked, restart=SOON)
     home.run("--", "sleep", "600")
     home.becomes("m", "running")
     return port
@@ -282,6 +338,18 @@ def test_no_token_within_the_deadline_is_a_death(home: Home) -> None:
     seen = home.becomes("m", "running", epoch=2)
     assert seen["cause"] == "no token within 2 s (TimeoutError: timed out)"
     assert not {rank["pid"] for rank in ranks} & all_pids()
+
+
+def test_a_slow_engine_is_not_a_hung_one(home: Home) -> None:
+    """No token within the deadline, while it computes."""
+    served(home, deadline_s=4)
+    mute = home.path / "deployments/m/mute"
+    mute.write_text("busy")
+    alive_at = home.state("m")["alive_at"]
+    eventually(lambda: time.time() - alive_at > 7, "its deadline")
+    mute.unlink()
+    eventually(lambda: home.state("m")["alive_at"] > alive_at, "a token", lambda: home.state("m"))
+    assert (home.state("m")["epoch"], home.state("m")["state"]) == (1, "running")
 
 
 def all_pids() -> set[int]:
@@ -343,6 +411,22 @@ def test_what_is_kept_of_a_death_has_no_secret_in_it(home: Home) -> None:
     assert kept["versions"]["python"]
     files = [path for path in (home.path / "crashes").rglob("*") if path.is_file()]
     assert not [path for path in files if b"planted" in path.read_bytes()]
+
+
+def test_a_full_disk_takes_records_and_no_more(home: Home) -> None:
+    """It is said once, not at every look; when there is room again the record is right."""
+    directory = home.path / "deployments/m"
+    directory.mkdir(parents=True)
+    for name in ("log", ".state.json"):
+        (directory / name).symlink_to("/dev/full")
+    home.ask("m", ["sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; exec sleep 600"])
+    home.run("--", "sleep", "600")
+    said = home.path / "out"
+    eventually(lambda: b"[m] line 5" in said.read_bytes(), "its output")
+    lines = [line for line in said.read_text().splitlines() if "No space left" in line]
+    assert sorted(Path(line.partition(":")[0]).name for line in lines) == ["log", "state.json"]
+    (directory / ".state.json").unlink()
+    home.becomes("m", "running")
 
 
 def test_an_earlier_supervisors_deployment_begins_anew(home: Home) -> None:
@@ -487,8 +571,28 @@ vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
 
 
 def test_metrics_of_either_engine() -> None:
-    assert read_metrics(METRICS) == Metrics(moving=50.0, generated=42.0, kv_usage=0.5)
+    assert read_metrics(METRICS) == Metrics(moving=42.0, generated=42.0, kv_usage=0.5)
     assert read_metrics("process_cpu_seconds_total 1.0\n") is None
+
+
+IDLE = {"node": "gpu01", "pid": 1, "state": "S", "busy": 0.03}
+COMPUTES = {**IDLE, "pid": 2, "busy": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "computes"),
+    [
+        ([IDLE, COMPUTES], True),
+        ([IDLE, {**COMPUTES, "busy": 0.05}], False),
+        ([{**IDLE, "state": "T"}, COMPUTES], False),  # waited for by one that spins
+        ([COMPUTES], False),  # the same, and it is gone
+        ([IDLE, COMPUTES, {**IDLE, "pid": 3}], True),
+    ],
+)
+def test_whether_the_ranks_compute(ranks: list[dict[str, Any]], computes: bool) -> None:
+    motion = Motion()
+    motion.computes([IDLE, COMPUTES], alive_at=1.0)
+    assert motion.computes(ranks, alive_at=1.0) is computes
 
 
 NODE = {

@@ -92,7 +92,7 @@ class Leading:
             if spec.parent.name not in self._deployments:
                 self._deployments[spec.parent.name] = self._deployment(spec.parent)
         reports: dict[str, Report] = self._way.reports() if self._way else {}
-        reports[self._node.name] = self._node.report()
+        reports[self._node.name] = {**self._node.report(), "heard": time.monotonic()}
         for deployment in self._deployments.values():
             deployment.step(reports)
         if self._way:

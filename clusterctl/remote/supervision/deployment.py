@@ -12,18 +12,21 @@ from typing import Any, Literal
 from . import crash, liveness
 from .files import Json, read_json, write_json
 from .local import Order
+from .motion import Motion, stands_still
 from .node import Report
 from .policy import Death, Kind, Restart, Verdict, judge
 from .processes import say
-from .progress import STOPPED, Progress, look
+from .progress import Progress, look
 from .raynodes import RayNodes
-from .wire import LOST_S
 
 State = Literal["waiting", "starting", "running", "restarting", "stopped", "failed"]
 Life = tuple[int, int]
 Reports = Mapping[str, Report]
 
 OVER: frozenset[State] = frozenset({"stopped", "failed"})
+# A process ends within a second of a node that it needed. Of that node's end we hear by then, or it
+# has fallen silent.
+SETTLE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,13 @@ class Record:
 
 @dataclass
 class Epoch:
-    """One life of the group, while it lasts."""
+    """One life of the group, while it lasts. `boots`: the lives of the nodes that it began with."""
 
     boots: Mapping[str, str]
     pulse: liveness.Liveness | None = None
     progress: Progress = field(default_factory=Progress)
+    motion: Motion = field(default_factory=Motion)
+    exited_at: float | None = None  # a process, first; by time.monotonic()
     led: bool = False  # the others run: ours may begin
     verdict: Verdict | None = None  # it ends, and what comes after
     orderly: bool = False  # it ends because that is wanted
@@ -90,6 +95,7 @@ class Deployment:
     _owner: str = ""
     _written: Json = field(default_factory=dict)
     _inherited: bool = False
+    _heard: set[str] = field(default_factory=set)  # nodes, ever
 
     def __post_init__(self) -> None:
         known = read_json(self.directory / "state.json")
@@ -119,6 +125,7 @@ class Deployment:
         if wanted is None:
             return
         self._owner = wanted.owner
+        self._heard.update(reports)
         if self._inherited:
             self._take_over(wanted, reports)
         elif self._epoch is None:
@@ -158,7 +165,12 @@ class Deployment:
         self.ray.stop()
         self.record = replace(self.record, epoch=self.record.epoch + 1, closed=False)
         self._now("starting", waiting_for="", started_at=time.time(), ready_at=None, exit_code=None)
-        self._epoch = Epoch({node: reports[node]["boot"] for node in wanted.group})
+        needed = self._needed(wanted)
+        boots = {node: report["boot"] for node, report in reports.items() if node in needed}
+        self._epoch = Epoch(boots)
+
+    def _needed(self, wanted: Wanted) -> set[str]:
+        return {self.head, *wanted.group, *(node["name"] for node in wanted.nodes)}
 
     def _missing(self, wanted: Wanted, reports: Reports) -> str:
         """Who has to be there first, and is not."""
@@ -167,6 +179,11 @@ class Deployment:
                 return f"{node}: its supervisor was not heard"
             if _seen(reports, node, self.name).get("spec") != wanted.generation:
                 return f"{node}: it was not told what to run"
+        for node in sorted(self._needed(wanted) & self._heard):
+            if node not in reports:
+                return f"{node}: its supervisor is not heard any more"
+            if not self._is_clear(reports, node):
+                return f"{node}: the end of what ran there before"
         if self.record.epoch and wanted.nodes and wanted.ray_address:
             boots = {node: report["boot"] for node, report in reports.items()}
             return self.ray.missing(wanted.ray_address, wanted.nodes, boots)
@@ -183,23 +200,25 @@ class Deployment:
         elif not epoch.led:
             epoch.led = all(self._runs(reports, node) for node in wanted.group)
         elif own.get("running"):
-            self._lives(epoch, wanted)
+            self._lives(epoch, wanted, reports)
 
-    def _lives(self, epoch: Epoch, wanted: Wanted) -> None:
+    def _lives(self, epoch: Epoch, wanted: Wanted, reports: Reports) -> None:
         if wanted.liveness is None:
             if self.record.state != "running":
                 self._now("running", ready_at=time.time(), was_ready=True)
             return
         if epoch.pulse is None:
             epoch.pulse = liveness.Liveness(wanted.liveness)
-        ready_at = epoch.pulse.pulse.ready_at
+        pulse = epoch.pulse.pulse
+        epoch.pulse.computing = epoch.motion.computes(self._ranks(reports), pulse.alive_at)
+        ready_at = pulse.ready_at
         if ready_at is not None and self.record.state != "running":
             self._now("running", ready_at=ready_at, was_ready=True)
 
     def _death(self, epoch: Epoch, wanted: Wanted, reports: Reports) -> Death | None:
         for node in (self.head, *wanted.group):
             if (death := self._death_on(epoch, node, reports)) is not None:
-                return death
+                return self._explained(epoch, death, reports)
         if epoch.pulse is not None and epoch.pulse.pulse.hangs:
             return Death("hung", epoch.pulse.pulse.hangs + self._suspects(wanted, reports))
         return self._stall(epoch, wanted, reports)
@@ -218,11 +237,20 @@ class Deployment:
         told = epoch.progress.told(still_s)
         return Death("hung", told + no_token + self._suspects(wanted, reports))
 
+    def _explained(self, epoch: Epoch, death: Death, reports: Reports) -> Death | None:
+        """An exit that a lost node led to is that node's. None: it cannot be told yet."""
+        if death.kind != "exit":
+            return death
+        epoch.exited_at = epoch.exited_at or time.monotonic()
+        for node in epoch.boots:
+            if lost := _lost(epoch, node, reports):
+                return replace(death, kind="lost", cause=f"{lost}; {death.cause}")
+        heard = min(reports[node]["heard"] for node in epoch.boots)
+        return death if heard >= epoch.exited_at + SETTLE_S or len(epoch.boots) == 1 else None
+
     def _death_on(self, epoch: Epoch, node: str, reports: Reports) -> Death | None:
-        if node not in reports:
-            return Death("lost", f"{node} was not heard for {LOST_S:g} s")
-        if epoch.boots.get(node, reports[node]["boot"]) != reports[node]["boot"]:
-            return Death("lost", f"{node}'s container began anew")
+        if lost := _lost(epoch, node, reports):
+            return Death("lost", lost)
         seen = _seen(reports, node, self.name)
         if seen.get("running") or tuple(seen.get("life") or ()) != self.record.life:
             return None
@@ -235,7 +263,7 @@ class Deployment:
         stopped = [
             f"{rank['node']}: process {rank['pid']} ({rank['title']}) is stopped"
             for rank in self._ranks(reports)
-            if rank["state"] in STOPPED
+            if stands_still(rank)
         ]
         heard = set(reports)
         unheard = [
@@ -302,7 +330,7 @@ class Deployment:
     def _act(self) -> Literal["run", "end", "clear"]:
         epoch = self._epoch
         if epoch is None:
-            return "end"
+            return "clear"  # on nodes, too, that were not heard when the last one ended
         if epoch.verdict is None and not epoch.orderly:
             return "run"
         return "end" if epoch.ending else "clear"
@@ -379,6 +407,14 @@ def _seen(reports: Reports, node: str, name: str) -> dict[str, Any]:
     report = reports.get(node)
     seen: dict[str, Any] = report["deployments"].get(name, {}) if report else {}
     return seen
+
+
+def _lost(epoch: Epoch, node: str, reports: Reports) -> str:
+    """In words, whether this node is not what it was when the epoch began; empty: it is."""
+    if node not in reports:
+        return f"{node} is not heard any more"
+    boot = reports[node]["boot"]
+    return f"{node}'s container began anew" if epoch.boots.get(node, boot) != boot else ""
 
 
 def _ended(code: int | None) -> str:

@@ -32,10 +32,10 @@ def opener(certificate: str) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(direct, urllib.request.HTTPSHandler(context=context))
 
 
-# What an engine counts while it computes: vLLM's names, which our engine shares.
+# What an engine counts while it computes: vLLM's names, which our engine shares. Not the prompts'
+# tokens: ours counts those when a request arrives, as it does at an engine that hangs.
 _MOVING = re.compile(
-    r"^vllm:(?:generation_tokens_total|prompt_tokens_total|iteration_tokens_total_(?:count|sum))"
-    r"(?:\{[^}]*\})? (\S+)$",
+    r"^vllm:(?:generation_tokens_total|iteration_tokens_total_(?:count|sum))(?:\{[^}]*\})? (\S+)$",
     re.MULTILINE,
 )
 _GENERATED = re.compile(r"^vllm:generation_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -43,6 +43,7 @@ _KV_USAGE = re.compile(
     r"^vllm:(?:kv_cache_usage_perc|gpu_cache_usage_perc)(?:\{[^}]*\})? (\S+)$", re.MULTILINE
 )
 METRICS_S = 5.0
+SLOW = 4  # so many deadlines, while the ranks compute
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,13 @@ class Pulse:
 
 
 class Liveness:
-    """A thread over one epoch."""
+    """A thread over one epoch. `computing`, set from outside: whether its ranks compute, all of
+    them there. Then it is slow (one huge prompt, say); but ranks that wait for each other on a GPU
+    look the same, so patience has an end."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.pulse = Pulse()
+        self.computing = False
         self._wanted = wanted
         self._open = opener(wanted.certificate)
         self._over = threading.Event()
@@ -125,8 +129,10 @@ class Liveness:
         now = self._metrics()
         if now and before and now.moving > before.moving:
             self._lives(now)
-        elif time.monotonic() - self._lived_at >= self._wanted.deadline_s:
-            self._hangs(f"no token within {self._wanted.deadline_s:g} s ({why(error)})")
+        else:
+            patience_s = self._wanted.deadline_s * (SLOW if self.computing else 1)
+            if time.monotonic() - self._lived_at >= patience_s:
+                self._hangs(f"no token within {patience_s:g} s ({why(error)})")
 
     def _hangs(self, text: str) -> None:
         pulse = self.pulse

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import ranks
 from .files import Json, write_json
 from .local import Local, Order
+from .ranks import Ranks, kill
 
 LOOK_S = 2.0  # reading the environment of every process costs
 
 Orders = Mapping[str, Order]
-Report = dict[str, Any]  # node, boot, deployments by name, ranks by owner
+# node, boot, deployments by name, ranks by owner; where it arrives: heard, by time.monotonic()
+Report = dict[str, Any]
 
 
 class Node:
@@ -25,7 +26,7 @@ class Node:
         self._stop_grace = stop_grace
         self._locals: dict[str, Local] = {}
         self._cleared: dict[str, tuple[int, int]] = {}
-        self._ranks: dict[str, list[ranks.Rank]] = {}
+        self._ranks = Ranks()
         self._looked_at = 0.0
         self._written: dict[str, Json] = {}
 
@@ -40,7 +41,8 @@ class Node:
         for spec in self.root.glob("*/spec.json"):
             self._local(spec.parent.name)
         if time.monotonic() - self._looked_at > LOOK_S:
-            self._ranks, self._looked_at = ranks.by_owner(), time.monotonic()
+            self._ranks.look()
+            self._looked_at = time.monotonic()
         return {
             "node": self.name,
             "boot": self._boot,
@@ -48,7 +50,7 @@ class Node:
                 name: {**local.report(), "cleared": self._cleared.get(name)}
                 for name, local in self._locals.items()
             },
-            "ranks": self._ranks,
+            "ranks": self._ranks.by_owner,
         }
 
     def write_states(self) -> None:
@@ -74,5 +76,5 @@ class Node:
 
     def _clear(self, name: str, order: Order) -> None:
         """Done when a look finds nothing: what was just killed may take a moment to go."""
-        if self._cleared.get(name) != order.life and not (order.owner and ranks.kill(order.owner)):
+        if self._cleared.get(name) != order.life and not (order.owner and kill(order.owner)):
             self._cleared[name] = order.life

@@ -67,20 +67,24 @@ class Group:
 
 class Log:
     """A file that keeps the newest output: at the limit it moves to `log.1` and starts anew. What a
-    full disk does not take is lost here; it was on stdout."""
+    full disk does not take is lost here, which is said once; it was on stdout."""
 
     def __init__(self, path: Path, max_bytes: int = LOG_MAX_BYTES) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self.file = path.open("ab", buffering=0)
+        self._refused = False
 
     def write(self, line: bytes) -> None:
         try:
             if self.file.tell() + len(line) > self.max_bytes:
                 self._rotate()
             self.file.write(line)
+            self._refused = False
         except OSError as error:
-            say(f"{self.path}: {error.strerror}".encode())
+            if not self._refused:
+                say(f"{self.path}: {error.strerror}".encode())
+            self._refused = True
 
     def _rotate(self) -> None:
         self.file.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,29 @@ PROC = Path("/proc")
 # Of proc_pid_io(5): by read(2) and write(2), and from and to storage, as for mapped files too.
 _IO = re.compile(r"^(?:rchar|wchar|read_bytes|write_bytes): (\d+)$", re.MULTILINE)
 
-Rank = dict[str, Any]  # pid, title, state (a letter of proc(5)), cpu_s, io_bytes
+# pid, title, state (a letter of proc(5)), cpu_s, io_bytes, busy (of a core, since the last look)
+Rank = dict[str, Any]
 
 
-def by_owner() -> dict[str, list[Rank]]:
-    """Every marked process. Empty where a system does not show its processes' environments."""
-    found: dict[str, list[Rank]] = {}
-    for owner, pid in _marked():
-        if (rank := _look(pid)) is not None:
-            found.setdefault(owner, []).append(rank)
-    return found
+class Ranks:
+    """Every marked process, looked at again and again. Empty where a system does not show its
+    processes' environments."""
+
+    def __init__(self) -> None:
+        self.by_owner: dict[str, list[Rank]] = {}
+        self._used: dict[int, float] = {}  # CPU seconds by pid
+        self._looked_at = 0.0
+
+    def look(self) -> None:
+        now, seen = time.monotonic(), [(owner, _look(pid)) for owner, pid in _marked()]
+        passed, before = now - self._looked_at, self._used
+        self.by_owner, self._used, self._looked_at = {}, {}, now
+        for owner, rank in seen:
+            if rank is not None:
+                pid, used = rank["pid"], rank["cpu_s"]
+                busy = round((used - before.get(pid, used)) / passed, 2)
+                self.by_owner.setdefault(owner, []).append({**rank, "busy": busy})
+                self._used[pid] = used
 
 
 def kill(owner: str) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 from .local import Order
@@ -64,9 +65,13 @@ class Lead:
         self._news.put({"orders": {name: vars(order) for name, order in orders.items()}})
 
     def reports(self) -> dict[str, Report]:
-        """By node, of those heard in the last LOST_S seconds."""
+        """By node, of those heard in the last LOST_S seconds; each with when that was."""
         now = time.monotonic()
-        return {node: said for node, (at, said) in list(self._heard.items()) if now - at < LOST_S}
+        return {
+            node: {**said, "heard": at}
+            for node, (at, said) in list(self._heard.items())
+            if now - at < LOST_S
+        }
 
     def _listen(self) -> None:
         said = ""
@@ -86,15 +91,14 @@ class Lead:
     def _serve(self, connection: socket.socket) -> None:
         node = ""
         try:
-            wire = Wire(connection, self._token, leads=True)
-            report = wire.receive()  # nothing is said to a stranger
-            node = report["node"]
-            threading.Thread(target=talk, args=(wire, self._news), daemon=True).start()
-            while True:
-                self._heard[node] = time.monotonic(), report
-                report = wire.receive()
+            with connection, closing(Wire(connection, self._token, leads=True)) as wire:
+                report = wire.receive()  # nothing is said to a stranger
+                node = report["node"]
+                threading.Thread(target=talk, args=(wire, self._news), daemon=True).start()
+                while True:
+                    self._heard[node] = time.monotonic(), report
+                    report = wire.receive()
         except (OSError, ValueError, KeyError):
-            connection.close()
             self._broke(node)
 
     def _broke(self, node: str) -> None:
@@ -143,8 +147,8 @@ class Follow:
             time.sleep(RETRY_S)
 
     def _follow(self) -> None:
-        with socket.create_connection(self._address, timeout=LOST_S) as connection:
-            wire = Wire(connection, self._token, leads=False)
+        connection = socket.create_connection(self._address, timeout=LOST_S)
+        with connection, closing(Wire(connection, self._token, leads=False)) as wire:
             threading.Thread(target=talk, args=(wire, self._news), daemon=True).start()
             while True:
                 orders = wire.receive()["orders"]

@@ -52,6 +52,8 @@ class Wire:
         return content
 
     def close(self) -> None:
+        """At once and for all: a socket whose file is open is not closed by closing it, and the
+        other end would go on talking to nobody."""
         with contextlib.suppress(OSError):  # it is closed already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._lines.close()
