@@ -100,7 +100,7 @@ class Service:
     def _in_mounts_of(self, host: str, script: str) -> None:
         """As root of the host, who may mount, in the container's file systems."""
         pid = self.cluster.inspect(host)["State"]["Pid"]
-        self.on(host, f"nsenter --target {pid} --mount sh -c {shlex.quote(script)}")
+        self.on(host, f"nsenter --target {pid} --mount --pid sh -c {shlex.quote(script)}")
 
     # --- what is seen -----------------------------------------------------------------------------
 
