@@ -121,11 +121,13 @@ def test_a_vocabulary_that_does_not_divide_is_padded(vocab: int, tp: int) -> Non
         torch.testing.assert_close(logits, hidden @ table["head.weight"].T)
 
 
-def test_bug_the_norm_changes_the_stream_in_place() -> None:
-    stream, block, weight = noise(4, 8), noise(4, 8, seed=2), noise(8, seed=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["compiled", "in torch"])
+def test_bug_the_norm_changes_the_stream_in_place(dtype: torch.dtype) -> None:
+    stream, block = noise(4, 8).to(dtype), noise(4, 8, seed=2).to(dtype)
     before = stream.clone(), block.clone()
     (norm,) = on_ranks(1, lambda build: RMSNorm(build, 8, 1e-5))
-    fill(norm, "norm", {"norm.weight": weight})
+    fill(norm, "norm", {"norm.weight": noise(8, seed=1)})
+    norm.to(dtype)
     normed, total = norm.after(stream, block)
     torch.testing.assert_close(total, before[0] + before[1])
     torch.testing.assert_close(normed, norm(before[0] + before[1]))
