@@ -1,4 +1,4 @@
-"""What acting code says while it works. Values only: console.py decides how they look."""
+"""What acting code says while it works. Values only: console decides how they look."""
 
 from __future__ import annotations
 

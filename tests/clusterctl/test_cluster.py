@@ -13,6 +13,7 @@ import pytest
 
 from clusterctl import cluster, clusters, console, hoststate, images, lock, sanity, status, teardown
 from clusterctl.commands.up import approval, show
+from clusterctl.console import asking
 from clusterctl.errors import (
     ClusterctlError,
     LockHeld,
@@ -371,7 +372,8 @@ def test_only_a_plan_that_changes_something_is_asked_about(bed: Bed) -> None:
 
 
 def test_a_plan_that_is_declined_changes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "can_ask", lambda: True)
+    for asks in (console, asking):
+        monkeypatch.setattr(asks, "can_ask", lambda: True)
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     with pytest.raises(ClusterctlError, match="not confirmed: nothing was changed"):
         cluster.up(bed.session(SPEC), report=silent, approve=approval(yes=False))
