@@ -332,7 +332,7 @@ def _begin(session: Session, start: _Start, report: Report) -> Following:
         deployments.put_json(by_name[node], name, "spec.json", _spec(start, node))
     for member in start.nodes:
         _await_start(member, name, start.generation)
-    report(Event("begin", "serve", "started"))
+    report(Event("note", "serve", "started"))
     refuse = start.tensor_spans_nodes and not start.serve.allow_tcp
     return Following(session, start.nodes, name, offsets, report, refuse_tcp=refuse)
 

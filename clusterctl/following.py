@@ -76,7 +76,7 @@ class Following:
                 raise self._late(f"was not ready within {asked.timeout:g} s; it goes on")
             time.sleep(POLL_S)
         self._report(Event("done", self._step, "a completion came back"))
-        self._report(Event("done", "serve", "ready"))
+        self._report(Event("note", "serve", "ready"))
 
     @property
     def lines(self) -> list[str]:

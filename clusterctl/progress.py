@@ -12,6 +12,7 @@ TELL_EVERY_S = 10.0
 
 RowState = Literal["running", "done", "warned"]
 _STATES: dict[str, RowState] = {"done": "done", "warn": "warned"}
+_TIMED = ("begin", "progress", "done")
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class Board:
     told: dict[str | None, float] = field(default_factory=dict)
 
     def update(self, event: Event, now: float) -> None:
-        of_step = self.spans.setdefault(event.step, {})
-        first, _ = of_step.get(event.host, (now, now))
-        of_step[event.host] = (first, now)
+        if event.kind in _TIMED or event.step in self.spans:  # what is only remarked on is no step
+            of_step = self.spans.setdefault(event.step, {})
+            first, _ = of_step.get(event.host, (now, now))
+            of_step[event.host] = (first, now)
         if event.kind in ("begin", "progress", "done", "warn"):
             self.rows[event.host] = self._row(event, now)
 

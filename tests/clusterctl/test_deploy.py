@@ -121,7 +121,7 @@ def test_it_is_ready_when_a_token_came_back(
     }
     assert served.deployment.kv_cache_tokens == 93184
     ended = [event.step for event in events if event.kind == "done"]
-    assert ended[-5:] == ["start", "loading", "kv cache", "first token", "serve"]
+    assert ended[-4:] == ["start", "loading", "kv cache", "first token"]
     assert [(e.message, e.done, e.total) for e in events if e.kind == "progress"] == [
         ("loading weights 1/2", 1, 2),
         ("loading weights 2/2", 2, 2),

@@ -29,6 +29,15 @@ def test_a_step_lasts_from_its_first_host_to_its_last() -> None:
     assert board.stages() == [Stage("formation", 3.25, {"b": 2.75, "a": 1.0})]
 
 
+def test_a_remark_is_no_step_and_belongs_to_the_one_that_it_is_about() -> None:
+    board = Board()
+    board.update(Event("note", "serve", "started"), 1.0)
+    board.update(Event("begin", "loading"), 2.0)
+    board.update(Event("warn", "loading", "slow"), 5.0)
+    board.update(Event("note", "serve", "ready"), 9.0)
+    assert board.stages() == [Stage("loading", 3.0)]
+
+
 def test_board_shows_hosts_at_work_first() -> None:
     board = Board()
     for number in range(9):
