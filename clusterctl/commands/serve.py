@@ -125,7 +125,11 @@ def serve(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", metavar="SECONDS", min=0, help="How long to wait in all; no limit."
+            "--timeout",
+            metavar="SECONDS",
+            min=0,
+            show_default="no limit",
+            help="How long to wait in all, even for what still moves.",
         ),
     ] = ServeSpec.timeout,
     stall_timeout: Annotated[
