@@ -141,6 +141,7 @@ def main() -> int:
     )
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--quantization", choices=["int8"])
+    parser.add_argument("--record", type=Path, help="JSON that the figures are kept in, for plots")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(SHAPES[arguments.shape]))
@@ -174,21 +175,39 @@ def run(arguments: argparse.Namespace, model: str) -> None:
         )
     )
     print(f"started in {time.monotonic() - began:.1f} s, {core.load().kv_blocks:,} KV blocks")
+    figures = {}
     try:
         for name in arguments.workloads:
             workload = workloads()[name]
             play(core, workload, f"{name}-warm")  # kernels are compiled here
             seconds = min(play(core, workload, f"{name}-{n}") for n in range(arguments.repeat))
-            report(core, arguments, name, workload, seconds, machine)
+            figures[name] = report(core, arguments, name, workload, seconds, machine)
     finally:
         core.shutdown()
-    for name in arguments.workloads:
+    for name, figure in figures.items():
         for peer in arguments.peers:
-            against(peer, arguments, name, workloads()[name])
+            figure[peer] = against(peer, arguments, name, workloads()[name], figure["limit"])
+    if arguments.record:
+        record(arguments, machine, figures)
 
 
-def against(peer: str, arguments: argparse.Namespace, name: str, workload: Workload) -> None:
-    """A peer's figure for the same workload: the best of as many runs, after one that warms up."""
+def record(
+    arguments: argparse.Namespace, machine: Machine, figures: dict[str, dict[str, float]]
+) -> None:
+    """Beside the figures of other machines, models and dtypes that the file holds."""
+    kept = json.loads(arguments.record.read_text()) if arguments.record.exists() else {}
+    model = Path(arguments.model).name if arguments.model else arguments.shape
+    for name, figure in figures.items():
+        dtype = str(machine.dtype).removeprefix("torch.")
+        kept[f"{machine.name} {model} {dtype} {name}"] = {k: round(v, 1) for k, v in figure.items()}
+    arguments.record.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def against(
+    peer: str, arguments: argparse.Namespace, name: str, workload: Workload, limit: float
+) -> float:
+    """A peer's tokens a second for the same workload: the best of as many runs, after one that
+    warms up."""
     runs = [prompts_of(workload, f"{name}-{n}", 10000) for n in range(arguments.repeat + 1)]
     if any(job != workload.jobs[0] for job in workload.jobs):
         sys.exit(f"{name}: peers are asked for prompts and answers of one length")
@@ -198,8 +217,13 @@ def against(peer: str, arguments: argparse.Namespace, name: str, workload: Workl
     ]
     dtype = "bfloat16" if arguments.dtype == "auto" else arguments.dtype
     seconds = min(PEERS[peer](arguments.model, dtype, batches)[1:])
-    tokens = sum(job.answer for job in workload.jobs)
-    print(f"{peer} {name} {dtype}: {tokens / seconds:,.0f} output tok/s in {seconds:.3f} s")
+    reached = sum(job.answer for job in workload.jobs) / seconds
+    print(
+        f"{peer} {name} {dtype}: {reached:,.0f} output tok/s in {seconds:.3f} s "
+        f"({reached / limit:.0%} of the limit)",
+        flush=True,
+    )
+    return reached
 
 
 def play(core: EngineCore, workload: Workload, label: str) -> float:
@@ -233,7 +257,7 @@ def report(
     workload: Workload,
     seconds: float,
     machine: Machine,
-) -> None:
+) -> dict[str, float]:
     prompt = workload.counts == "prompt"
     tokens = sum(job.prompt if prompt else job.answer for job in workload.jobs)
     least = limit(core, workload, machine) / (arguments.tp * arguments.pp)
@@ -243,6 +267,7 @@ def report(
         f"{tokens / least:,.0f} ({least / seconds:.0%} of it)",
         flush=True,
     )
+    return {"ours": tokens / seconds, "limit": tokens / least}
 
 
 def limit(core: EngineCore, workload: Workload, machine: Machine) -> float:
