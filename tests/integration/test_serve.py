@@ -353,7 +353,7 @@ def test_over_tls_all_that_looks_sees_it_and_nothing_shows_its_key(bed: Bed) -> 
     authority = Authority(bed.directory)
     pair = authority.issue("api", "api.example.com", chain=True)
     files = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)]
-    options = ["--pp", "2", "--port", "8443", "--name", "tls", "--expose"]
+    options = ["--pp", "2", "--dtype", "float32", "--port", "8443", "--name", "tls", "--expose"]
     address = bed.testbed.addresses[bed.head]
     code, error = bed.refused("serve", f"/models/{MODEL}", "--host", "0.0.0.0")
     assert (code, error["code"]) == (2, "config")
