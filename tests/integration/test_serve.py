@@ -383,15 +383,13 @@ def test_over_tls_all_that_looks_sees_it_and_nothing_shows_its_key(bed: Bed) -> 
             httpx.get(f"http://{address}:8443/v1/models")
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(f"https://{address}:8443/v1/models")
-        own = httpx.Client(
-            base_url=f"https://{address}:8443",
-            verify=ssl.create_default_context(cafile=authority.ca),
-        )
-        asked = own.get(
-            "/v1/models",
-            headers={"Host": "api.example.com", "Authorization": f"Bearer {KEY}"},
-            extensions={"sni_hostname": "api.example.com"},
-        )
+        trust = ssl.create_default_context(cafile=authority.ca)
+        with httpx.Client(base_url=f"https://{address}:8443", verify=trust) as own:
+            asked = own.get(
+                "/v1/models",
+                headers={"Host": "api.example.com", "Authorization": f"Bearer {KEY}"},
+                extensions={"sni_hostname": "api.example.com"},
+            )
         assert asked.status_code == 200
         nothing_shows(bed, pair.key.read_text().splitlines()[1])
         path = "/opt/clusterctl/secrets/tls.tls-key"
