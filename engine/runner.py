@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from engine.cudasteps import CudaSteps
 
 logger = logging.getLogger(__name__)
+
+PIECE_TOKENS = 512
+"""Of a step that go through a CPU's layers together: what a layer makes of them stays in cache
+(prompts in fp32 a tenth faster than 2048 tokens at once; fewer read the weights too often)."""
 
 
 class Runner:
@@ -115,11 +120,15 @@ class Runner:
 
     def _stage(self, step: Step) -> torch.Tensor:
         """The step's tokens through this rank's layers: [tokens, hidden]."""
-        spans = [Span(r.start, len(r.token_ids), r.blocks) for r in step.requests]
+        pieces = _pieces([Span(r.start, len(r.token_ids), r.blocks) for r in step.requests])
+        sizes = [sum(span.length for span in spans) for spans in pieces]
+        parts = torch.split(self._entering(step), sizes)
+        return torch.cat([self._layers(*one) for one in zip(parts, pieces, strict=True)])
+
+    def _layers(self, entering: torch.Tensor, spans: list[Span]) -> torch.Tensor:
         positions = [position for span in spans for position in range(span.start, span.stop)]
         plan = self.backend.plan(spans)
-        hidden: torch.Tensor = self.model(self._entering(step), self._ids(positions), plan)
-        return hidden
+        return self.model(entering, self._ids(positions), plan)  # type: ignore[no-any-return]
 
     def _entering(self, step: Step) -> torch.Tensor:
         """What this stage begins with: embedded tokens, or the stage before's hidden states."""
@@ -193,6 +202,13 @@ class Runner:
         hidden = self.model(hidden, places, plan)
         if self.parallel.is_last_stage:
             self.model.logits(hidden[: self.config.max_num_seqs]).float()
+
+
+def _pieces(spans: list[Span]) -> list[list[Span]]:
+    """Neighbours, about PIECE_TOKENS of them together."""
+    ends = accumulate(span.length for span in spans)
+    numbered = zip(spans, ((end - 1) // PIECE_TOKENS for end in ends), strict=True)
+    return [[span for span, _ in piece] for _, piece in groupby(numbered, itemgetter(1))]
 
 
 def _sampled_rows(step: Step) -> tuple[list[ScheduledRequest], list[int]]:

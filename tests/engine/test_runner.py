@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import memory
+from engine import memory, runner
 from engine.sampling_params import SamplingParams
 from engine.shapes import ShapeError
 from engine.step import ScheduledRequest
@@ -21,6 +21,17 @@ def test_chunked_prefill_gives_the_same_tokens(checkpoint: MakeCheckpoint, chunk
     ranks = Ranks(checkpoint())
     whole = ranks.generate(prompts(), TOKENS)
     assert ranks.generate(prompts(), TOKENS, chunk=chunk) == whole
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("piece", [1, 4, 20])
+def test_a_step_in_pieces_gives_the_same_tokens(
+    checkpoint: MakeCheckpoint, piece: int, tp: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of 3, 17, 40 and 1 tokens: whole, whatever the size of a piece."""
+    whole = Ranks(checkpoint()).generate(prompts(), TOKENS)
+    monkeypatch.setattr(runner, "PIECE_TOKENS", piece)
+    assert Ranks(checkpoint(), tp).generate(prompts(), TOKENS) == whole
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
