@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from clusterctl.remote.supervision import crash, ways
+from clusterctl.remote.supervision import crash, progress, ways
 from clusterctl.remote.supervision.liveness import Metrics, read_metrics
 from clusterctl.remote.supervision.local import Order
 from clusterctl.remote.supervision.motion import Motion
@@ -575,24 +575,34 @@ def test_metrics_of_either_engine() -> None:
     assert read_metrics("process_cpu_seconds_total 1.0\n") is None
 
 
-IDLE = {"node": "gpu01", "pid": 1, "state": "S", "busy": 0.03}
-COMPUTES = {**IDLE, "pid": 2, "busy": 0.9}
+AT_FIRST = {"state": "S", "cpu_s": 1.0, "io_bytes": 0}
+COMPUTED = {**AT_FIRST, "cpu_s": 9.0}
 
 
 @pytest.mark.parametrize(
     ("ranks", "computes"),
     [
-        ([IDLE, COMPUTES], True),
-        ([IDLE, {**COMPUTES, "busy": 0.05}], False),
-        ([{**IDLE, "state": "T"}, COMPUTES], False),  # waited for by one that spins
-        ([COMPUTES], False),  # the same, and it is gone
-        ([IDLE, COMPUTES, {**IDLE, "pid": 3}], True),
+        ([AT_FIRST, COMPUTED], True),
+        ([AT_FIRST, {**AT_FIRST, "cpu_s": 1.1}], False),
+        ([{**AT_FIRST, "state": "T"}, COMPUTED], False),  # waited for by one that spins
+        ([None, COMPUTED], False),  # the same, and it is gone
+        ([AT_FIRST, COMPUTED, AT_FIRST], True),
     ],
 )
-def test_whether_the_ranks_compute(ranks: list[dict[str, Any]], computes: bool) -> None:
+def test_whether_the_ranks_compute(
+    ranks: list[dict[str, Any] | None], computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 0.0, 10.0, 21.0, 21.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     motion = Motion()
-    motion.computes([IDLE, COMPUTES], alive_at=1.0)
-    assert motion.computes(ranks, alive_at=1.0) is computes
+    assert motion.computes(looked(AT_FIRST, AT_FIRST), 1.0, 30)
+    motion.computes(looked(AT_FIRST, AT_FIRST), 1.0, 30)
+    assert motion.computes(looked(*ranks), 1.0, 30) is computes
+
+
+def looked(*ranks: dict[str, Any] | None) -> Look:
+    seen = {("gpu01", pid): rank for pid, rank in enumerate(ranks) if rank is not None}
+    return Look({}, seen, {})
 
 
 NODE = {

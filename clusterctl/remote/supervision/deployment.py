@@ -12,11 +12,11 @@ from typing import Any, Literal
 from . import crash, liveness
 from .files import Json, read_json, write_json
 from .local import Order
-from .motion import Motion, stands_still
+from .motion import Motion
 from .node import Report
 from .policy import Death, Kind, Restart, Verdict, judge
 from .processes import say
-from .progress import Progress, look
+from .progress import STOPPED, Progress, look
 from .raynodes import RayNodes
 
 State = Literal["waiting", "starting", "running", "restarting", "stopped", "failed"]
@@ -209,8 +209,9 @@ class Deployment:
             return
         if epoch.pulse is None:
             epoch.pulse = liveness.Liveness(wanted.liveness)
-        pulse = epoch.pulse.pulse
-        epoch.pulse.computing = epoch.motion.computes(self._ranks(reports), pulse.alive_at)
+        pulse, seen = epoch.pulse.pulse, look(reports, self.name, self._owner)
+        deadline_s = wanted.liveness.deadline_s
+        epoch.pulse.computing = epoch.motion.computes(seen, pulse.alive_at, deadline_s)
         ready_at = pulse.ready_at
         if ready_at is not None and self.record.state != "running":
             self._now("running", ready_at=ready_at, was_ready=True)
@@ -263,7 +264,7 @@ class Deployment:
         stopped = [
             f"{rank['node']}: process {rank['pid']} ({rank['title']}) is stopped"
             for rank in self._ranks(reports)
-            if stands_still(rank)
+            if rank["state"] in STOPPED
         ]
         heard = set(reports)
         unheard = [

@@ -1,33 +1,23 @@
-"""Whether a deployment that gives no token computes one, by the CPU time of its ranks. PURE."""
+"""Whether a deployment that gives no token computes one, or waits for one that is gone. PURE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from .progress import STOPPED
-
-BUSY = 0.2  # of a core; ranks that wait use some hundredths
-
-Rank = Mapping[str, Any]  # node, and what ranks.py says of it
+from .progress import LOOK_S, STOPPED, Look, Progress
 
 
 class Motion:
     """The ranks at each proof of life, and since."""
 
     def __init__(self) -> None:
+        self._progress = Progress()
         self._alive_at: float | None = None
         self._whole: set[tuple[str, int]] = set()
 
-    def computes(self, ranks: Sequence[Rank], alive_at: float | None) -> bool:
-        """Somebody computes, and of those that lived at the last proof of life (`alive_at`) nobody
-        is gone or stands still."""
-        here = {(rank["node"], rank["pid"]) for rank in ranks if not stands_still(rank)}
+    def computes(self, seen: Look, alive_at: float | None, deadline_s: float) -> bool:
+        """Something has moved in the last two looks, and of those that lived at the last proof of
+        life (`alive_at`) nobody is gone or stands still."""
+        here = {rank for rank, one in seen.ranks.items() if one["state"] not in STOPPED}
         if alive_at != self._alive_at:
             self._alive_at, self._whole = alive_at, here
-        return self._whole <= here and any(rank["busy"] >= BUSY for rank in ranks)
-
-
-def stands_still(rank: Rank) -> bool:
-    """No signal but SIGCONT moves it."""
-    return rank["state"] in STOPPED
+        apart = min(LOOK_S, deadline_s / 2)
+        return self._progress.still_s(seen, deadline_s) < 2 * apart and self._whole <= here
