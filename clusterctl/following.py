@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from clusterctl import autopsy
@@ -28,6 +28,8 @@ START, FIRST_TOKEN = "start", "first token"
 # torch's TCPStore, where somebody took the group's port before it could bind it: "... port: 29501,
 # useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
 _PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")
+
+_CLOCK = re.compile(r"\b\d\d-\d\d \d\d:\d\d:\d\d\b")
 
 
 class PortTaken(ClusterctlError):
@@ -138,7 +140,7 @@ class Following:
             return ClusterctlError(f"deployment {self._name} was stopped while it started")
         if any(_PORT_TAKEN.search(line) for line in self.lines):
             return PortTaken("the group's port was taken while it started", host=self._head.name)
-        errors = earliest_errors(self.lines) or self.lines[-3:] or ["it printed nothing"]
+        errors = first_errors(self._logs.values()) or self.lines[-3:] or ["it printed nothing"]
         lines = "\n".join(f"  {line}" for line in errors)
         message = f"deployment {self._name} failed (exit code {state['exit_code']}):\n{lines}"
         hint = None
@@ -178,6 +180,22 @@ class Following:
             hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
         )
         return autopsy.diagnosed(late, self._sources())
+
+
+def first_errors(logs: Collection[Sequence[str]], limit: int = 3) -> list[str]:
+    """Of all nodes' logs, the head's first among them, by the time that stands in their lines. In
+    the same second the head's follow from the others'."""
+    timed = [entry for log in reversed([*logs]) for entry in _timed(earliest_errors(log, limit))]
+    return [line for _, line in sorted(timed, key=lambda entry: entry[0])][:limit]
+
+
+def _timed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A line without a time has that of the one before it."""
+    clock = ""
+    for line in lines:
+        match = _CLOCK.search(line)
+        clock = match[0] if match else clock
+        yield clock, line
 
 
 def _over_tcp(node: str, line: str) -> OverTcp:

@@ -14,6 +14,7 @@ import pytest
 from clusterctl.commands.serve import checked_flags, curl_line, curl_target, deployment_name
 from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ConfigError, PreflightFailed
+from clusterctl.following import first_errors
 from clusterctl.keys import ApiKey
 from clusterctl.members import command_of, node_of, ray_address
 from clusterctl.raycluster import CPU_SLOT, ExpectedNode, ray_start_argv
@@ -280,8 +281,21 @@ def test_the_frames_of_a_logged_traceback_are_no_errors() -> None:
     assert earliest_errors(lines) == [
         "ERROR 11-25 15:10:21 [multiproc_executor.py:1063] WorkerProc hit an exception. "
         "(Worker_PP1 pid=449)",
-        "ERROR 11-25 15:10:21 [multiproc_executor.py:1063] AssertionError (Worker_PP1 pid=449)",
+        "ERROR 11-25 15:10:21 [multiproc_executor.py:1063] AssertionError: "
+        "assert self.intermediate_tensors is not None (Worker_PP1 pid=449)",
     ]
+
+
+def test_the_other_nodes_errors_come_before_the_heads_of_the_same_second() -> None:
+    """As vLLM's second stage fails, and its head stumbles over what did not come."""
+    head = [
+        "INFO 11-25 18:38:41 up",
+        "ERROR 11-25 18:38:43 [core.py:1512] EngineCore encountered a fatal error.",
+        "KeyError: 'cmpl-aa5e'",
+    ]
+    worker = ["ERROR 11-25 18:38:43 [m.py:1] AssertionError", "ERROR 11-25 18:38:44 later"]
+    assert first_errors([head, worker]) == [worker[0], *head[1:]]
+    assert first_errors([["ERROR 11-25 18:38:42 before"], worker])[0].endswith("before")
 
 
 def test_argparse_usage_errors_are_errors() -> None:

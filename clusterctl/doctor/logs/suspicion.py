@@ -30,6 +30,7 @@ _ERROR = re.compile(
 )
 # vLLM logs a traceback line by line, each as an error: its frames say nothing by themselves.
 _FRAME = re.compile(r"^ERROR [\d-]+ [\d:]+ \[[\w./]+:\d+\](?: (?:\s|Traceback )|$)")
+_ASSERTED = re.compile(r"(?:^|\]) +(assert .+)$")
 _COLOR = re.compile(r"\x1b\[[\d;]*m")
 _WARNED = re.compile(r"\b(?:INFO|WARNING|DEBUG)\b")
 
@@ -75,13 +76,19 @@ def _lines(source: Source, after: int) -> Iterator[tuple[Source, int, str]]:
 
 
 def earliest_errors(lines: Iterable[str], limit: int = 3) -> list[str]:
-    """The first distinct error lines over all ranks; later ones are mostly consequences."""
+    """The first distinct error lines over all ranks; later ones are mostly consequences. To a bare
+    AssertionError belongs what was asserted, which stands above it."""
     found: dict[str, None] = {}
+    asserted = ""
     for line in lines:
         plain = _COLOR.sub("", line).rstrip()
         actor = _ACTOR.match(plain)
         said = plain[actor.end() :] if actor else plain
+        if match := _ASSERTED.search(said):
+            asserted = match[1]
         if _ERROR.match(said) and not _FRAME.match(said):
+            if said.endswith("AssertionError") and asserted:
+                said = f"{said}: {asserted}"
             found[f"{said} ({actor['who']})" if actor else said] = None
         if len(found) == limit:
             break
