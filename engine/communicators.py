@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -112,13 +113,14 @@ def build_torch_parallel(
 
     Blocks until all tp x pp ranks have come or `timeout_s` is over (torch raises then).
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if tp * pp == 1:
         return ParallelContext(tp=Solo(), pp=Solo(), device=device)
     timeout = timedelta(seconds=timeout_s)
     store = TCPStore(master_addr, master_port, tp * pp, rank == 0, timeout)
     sharers = 1
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         sharers = _most_sharers(store, rank, tp * pp, device)
     if sharers > 1 and rank == 0:
         logger.warning("%d ranks share a GPU: they exchange tensors through the host", sharers)
@@ -261,6 +263,11 @@ def thread_world(tp: int, pp: int, device: torch.device) -> ThreadWorld:
 
 def _thread_group(exchange: _Exchange, rank: int) -> Communicator:
     return Solo() if len(exchange.slots) == 1 else ThreadGroup(exchange, rank)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """For this thread: kernels are launched on the current GPU, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def rank_device(name: str, local_rank: int, replicas: int = 1) -> torch.device:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from engine.communicators import PeerFailed, rank_device, thread_world
+from engine.communicators import PeerFailed, current, rank_device, thread_world
 from engine.config import EngineConfig
 from engine.executor.base import RUNNER, RankFailed
 from engine.executor.worker import load_runner
@@ -33,6 +33,7 @@ class InprocExecutor:
         tp, pp = config.tensor_parallel_size, config.pipeline_parallel_size
         device = rank_device(config.device, replica)
         self.world_size = config.world_size
+        self._device = device
         self.devices = (str(device),) * self.world_size
         self._failure: RankFailed | None = None
         self._world = thread_world(tp, pp, device)
@@ -61,7 +62,12 @@ class InprocExecutor:
 
     def _call(self, method: str, calls: list[Callable[[], Any]]) -> ThreadAnswers:
         carried = zip(self._carriers, calls, strict=True)
-        return ThreadAnswers(self, method, [carrier.submit(call) for carrier, call in carried])
+        answers = [carrier.submit(_bind(self._here, call)) for carrier, call in carried]
+        return ThreadAnswers(self, method, answers)
+
+    def _here(self, call: Callable[[], Any]) -> Any:
+        with current(self._device):
+            return call()
 
     def fail(self, method: str, answers: list[Future[Any]], timeout: float | None) -> RankFailed:
         """From now on every call raises what is returned here."""

@@ -92,7 +92,7 @@ def test_a_lost_rank_ends_the_requests_and_the_ranks(
     assert not ranks_of(owner, os.getpid())
 
 
-@pytest.mark.parametrize("executor", ["mp", "ray"])
+@pytest.mark.parametrize("executor", ["inproc", "mp", "ray"])
 def test_two_replicas_answer_as_one_does(tmp_path: Path, executor: str, ray_cluster: str) -> None:
     model = make_checkpoint("llama", tmp_path)
     decode = AutoTokenizer.from_pretrained(model).decode
