@@ -429,6 +429,13 @@ def test_a_full_disk_takes_records_and_no_more(home: Home) -> None:
     home.becomes("m", "running")
 
 
+def test_a_client_of_another_version_is_understood(home: Home) -> None:
+    older = {name: value for name, value in asks(home, 1).items() if name != "stall_s"}
+    home.ask("m", SLEEPER, restart={**SOON, "newer": 1}, liveness={**older, "newer": 1})
+    home.run("--", "sleep", "600")
+    home.becomes("m", "starting")
+
+
 def test_an_earlier_supervisors_deployment_begins_anew(home: Home) -> None:
     home.ask("m", SLEEPER, restart=SOON)
     state = {"name": "m", "state": "running", "started_at": 5.0, "generation": 1, "epoch": 4}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from . import crash, liveness
 from .files import Json, read_json, write_json
@@ -22,6 +23,7 @@ from .raynodes import RayNodes
 State = Literal["waiting", "starting", "running", "restarting", "stopped", "failed"]
 Life = tuple[int, int]
 Reports = Mapping[str, Report]
+T = TypeVar("T")
 
 OVER: frozenset[State] = frozenset({"stopped", "failed"})
 # A process ends within a second of a node that it needed. Of that node's end we hear by then, or it
@@ -377,8 +379,8 @@ class Deployment:
             group=tuple(node for node in spec.get("group", ()) if node != self.head),
             nodes=tuple(spec.get("nodes", ())),
             ray_address=spec.get("env", {}).get("RAY_ADDRESS", ""),
-            liveness=None if asked is None else liveness.Wanted(**asked),
-            restart=None if restart is None else Restart(**restart),
+            liveness=None if asked is None else _read(liveness.Wanted, asked),
+            restart=None if restart is None else _read(Restart, restart),
         )
 
     def _now(self, state: State, **changes: Any) -> None:
@@ -402,6 +404,12 @@ class Deployment:
         document = self._document(reports)
         if document != self._written and write_json(self.directory / "state.json", document):
             self._written = document
+
+
+def _read(kind: Callable[..., T], said: Mapping[str, Any]) -> T:
+    """What a client of another version says, as far as it is known here: this supervisor is as old
+    as its container."""
+    return kind(**{name: said[name] for name in signature(kind).parameters if name in said})
 
 
 def _seen(reports: Reports, node: str, name: str) -> dict[str, Any]:

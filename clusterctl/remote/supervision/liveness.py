@@ -54,7 +54,7 @@ class Wanted:
     api_key_file: str
     interval_s: float
     deadline_s: float
-    stall_s: float
+    stall_s: float = 600.0  # clients of older versions do not say
     certificate: str = ""
 
 
