@@ -660,7 +660,9 @@ def test_one_that_waits_for_a_node_in_vain_is_not_ready(
 
     def lose_a_node(event: Event) -> None:
         if event.step == "first token":
+            rank = with_vllm.state("tiny", "gpu02")["pid"]
             with_vllm.supervisors[1].kill()
+            os.kill(rank, signal.SIGKILL)
 
     patient = replace(group, timeout=None, stall_timeout=8)
     with pytest.raises(NotReady) as caught:
