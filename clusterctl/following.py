@@ -144,7 +144,9 @@ class Following:
         lines = "\n".join(f"  {line}" for line in errors)
         message = f"deployment {self._name} failed (exit code {state['exit_code']}):\n{lines}"
         hint = None
-        if (found := autopsy.root_cause(self._session, self._sources())) is not None:
+        if (
+            found := autopsy.root_cause(self._session, sources(self._name, self._logs))
+        ) is not None:
             message += f"\n{autopsy.told(found)}"
             hint = found.fix
         return ClusterctlError(
@@ -154,12 +156,6 @@ class Following:
     def _was_asked_to_stop(self, node: str) -> bool:
         """vLLM ends with exit code 0 when its engine has died under it."""
         return bool(read_json(self._nodes[node], self._name, "spec.json").get("stop"))
-
-    def _sources(self) -> list[Source]:
-        return [
-            Source(f"log of {self._name}", "\n".join(lines).encode(), node)
-            for node, lines in self._logs.items()
-        ]
 
     def _refuse_standstill(self, state: Mapping[str, Any], stall_timeout: float) -> None:
         """What has been started the supervisor watches; it also waits, for whom is not there."""
@@ -179,7 +175,7 @@ class Following:
             host=self._head.name,
             hint=f"clusterctl ps shows when it is ready; clusterctl stop {name} ends it",
         )
-        return autopsy.diagnosed(late, self._sources())
+        return autopsy.diagnosed(late, sources(self._name, self._logs))
 
 
 def first_errors(logs: Collection[Sequence[str]], limit: int = 3) -> list[str]:
@@ -196,6 +192,14 @@ def _timed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
         match = _CLOCK.search(line)
         clock = match[0] if match else clock
         yield clock, line
+
+
+def sources(name: str, logs: Mapping[str, Sequence[str]]) -> list[Source]:
+    """The logs by node, the head's first, for a diagnosis; there the head's last, as above."""
+    return [
+        Source(f"log of {name}", "\n".join(lines).encode(), node)
+        for node, lines in reversed([*logs.items()])
+    ]
 
 
 def _over_tcp(node: str, line: str) -> OverTcp:

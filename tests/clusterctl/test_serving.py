@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from clusterctl.commands.serve import checked_flags, curl_line, curl_target, deployment_name
+from clusterctl.doctor.logs import diagnose_sources
 from clusterctl.doctor.logs.suspicion import earliest_errors
 from clusterctl.errors import ConfigError, PreflightFailed
-from clusterctl.following import first_errors
+from clusterctl.following import first_errors, sources
 from clusterctl.keys import ApiKey
 from clusterctl.members import command_of, node_of, ray_address
 from clusterctl.raycluster import CPU_SLOT, ExpectedNode, ray_start_argv
@@ -286,16 +287,36 @@ def test_the_frames_of_a_logged_traceback_are_no_errors() -> None:
     ]
 
 
-def test_the_other_nodes_errors_come_before_the_heads_of_the_same_second() -> None:
-    """As vLLM's second stage fails, and its head stumbles over what did not come."""
-    head = [
-        "INFO 11-25 18:38:41 up",
-        "ERROR 11-25 18:38:43 [core.py:1512] EngineCore encountered a fatal error.",
-        "KeyError: 'cmpl-aa5e'",
+# As the second stage fails, and the head stumbles over what did not come. Recorded, less frames.
+HEAD_STUMBLES = """\
+(EngineCore pid=1456) ERROR 11-25 18:38:43 [core.py:1512] EngineCore encountered a fatal error.
+(EngineCore pid=1456) ERROR 11-25 18:38:43 [core.py:1512] Traceback (most recent call last):
+(EngineCore pid=1456) ERROR 11-25 18:38:43 [core.py:1512] KeyError: 'cmpl-aa5e8fcc'
+(APIServer pid=1112) ERROR 11-25 18:38:43 [async_llm.py:906] AsyncLLM output_handler failed.
+""".splitlines()
+STAGE_FAILS = """\
+(Worker_PP1 pid=703) ERROR 11-25 18:38:43 [multiproc_executor.py:1063] WorkerProc hit an exception.
+(Worker_PP1 pid=703) ERROR 11-25 18:38:43 [multiproc_executor.py:1063] Traceback (most recent call last):
+(Worker_PP1 pid=703) ERROR 11-25 18:38:43 [multiproc_executor.py:1063]     assert self.intermediate_tensors is not None
+(Worker_PP1 pid=703) ERROR 11-25 18:38:43 [multiproc_executor.py:1063] AssertionError
+""".splitlines()  # noqa: E501
+
+
+def test_of_one_second_the_heads_errors_follow_from_the_others() -> None:
+    errors = first_errors([HEAD_STUMBLES, STAGE_FAILS])
+    assert [error.split("] ")[1] for error in errors] == [
+        "WorkerProc hit an exception. (Worker_PP1 pid=703)",
+        "AssertionError: assert self.intermediate_tensors is not None (Worker_PP1 pid=703)",
+        "EngineCore encountered a fatal error. (EngineCore pid=1456)",
     ]
-    worker = ["ERROR 11-25 18:38:43 [m.py:1] AssertionError", "ERROR 11-25 18:38:44 later"]
-    assert first_errors([head, worker]) == [worker[0], *head[1:]]
-    assert first_errors([["ERROR 11-25 18:38:42 before"], worker])[0].endswith("before")
+    cause = diagnose_sources(sources("m", {"gpu01": HEAD_STUMBLES, "gpu02": STAGE_FAILS}))[0]
+    assert cause.host == "gpu02"
+    assert cause.evidence is not None
+    assert cause.evidence.text.endswith("assert self.intermediate_tensors is not None")
+
+
+def test_an_earlier_error_of_the_head_comes_first() -> None:
+    assert first_errors([["ERROR 11-25 18:38:42 before"], STAGE_FAILS])[0].endswith("before")
 
 
 def test_argparse_usage_errors_are_errors() -> None:
