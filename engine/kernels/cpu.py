@@ -14,6 +14,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import torch
 from torch.nn import functional
 
 logger = logging.getLogger(__name__)
+
+_making = threading.Lock()
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = (
@@ -52,6 +56,11 @@ _FUNCTIONS = {
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, kept from run to run; None, and it is logged why, where they cannot
     be made."""
+    with _making:  # ranks may be threads, and must all come to the same answer
+        return _made()
+
+
+def _made() -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, _compilers())), None)
     if compiler is None:
         logger.warning("No C++ compiler (g++ or $CXX): the engine runs uncompiled, and slower")
@@ -224,11 +233,13 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _compile(compiler: str, built: Path) -> None:
-    """It appears whole, by a rename: several ranks may do this at once."""
+    """It appears whole, by a rename: ranks in several containers may do this at once, under one
+    number of a process."""
     built.parent.mkdir(parents=True, exist_ok=True)
-    scratch = built.with_suffix(f".{os.getpid()}")
+    file, scratch = tempfile.mkstemp(dir=built.parent, suffix=".part")
+    os.close(file)
     # torch's own OpenMP, where it brings one: two of them would fight over the cores.
     openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))[:1]
-    command = [compiler, *FLAGS, str(SOURCE), *map(str, openmp), "-o", str(scratch)]
+    command = [compiler, *FLAGS, str(SOURCE), *map(str, openmp), "-o", scratch]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    scratch.rename(built)
+    os.replace(scratch, built)

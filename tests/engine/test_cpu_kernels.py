@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,3 +200,17 @@ def test_eight_bits_a_weight(dtype: torch.dtype) -> None:
 
 def test_a_row_of_zeros_has_a_scale_too() -> None:
     assert quantised(torch.zeros(2, 4))(noise(1, 4)).eq(0).all()
+
+
+def test_ranks_that_are_threads_compile_at_once_and_all_get_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    cpu.library.cache_clear()
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            made = list(threads.map(lambda _: cpu.library(), range(3)))
+        assert None not in made
+        assert [file.suffix for file in (tmp_path / "engine").iterdir()] == [".so"]
+    finally:
+        cpu.library.cache_clear()
