@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,15 +50,30 @@ def test_what_was_not_run_is_told_so_and_what_failed_too() -> None:
     script = load_script("parity")
     wanted = [one for one in script.all_cases() if (one.model, one.tp, one.pp) == ("gpt2", 2, 1)]
     ran = {
-        wanted[0]: script.Result(1.0, (4,), equal=15, near_ties=1),
-        wanted[1]: script.Result(1.0, (4,), error=0.5, tolerance=0.08),
+        wanted[0]: script.Result(1.0, (4,), equal=15, near_ties=1, made_with="engine abc123"),
+        wanted[1]: script.Result(1.0, (4,), error=0.5, tolerance=0.08, made_with="engine def456"),
     }
-    page = script.page(wanted, ran, "abc123")
+    page = script.page(wanted, ran)
     assert (
         "| gpt2 | float32 | 2 | 1 |  | 4 | ok 15/16 (1 near-ties) | *not run* | *not run* |" in page
     )
     assert "| gpt2 | bfloat16 | 2 | 1 |  | 4 | **FAILED** 5.0e-01 | *not run* |" in page
-    assert "**1 of 2 rows pass.** 7 were not run. Engine as of commit abc123" in page
+    assert "**1 of 2 rows pass.** 7 were not run." in page
+    assert "- 1 rows: engine abc123\n- 1 rows: engine def456\n" in page
+
+
+def test_rows_of_the_commits_that_count_are_taken_from_the_record(tmp_path: Path) -> None:
+    script = load_script("parity")
+    first, second = script.all_cases()[:2]
+    record = tmp_path / "rows.jsonl"
+    script.remember(record, "old", first, script.Result(1.0, (4,), equal=8, made_with="torch"))
+    script.remember(record, "new", second, script.Result(1.0, (4,), equal=8, made_with="torch"))
+    assert list(script.recorded(record, ["new"])) == [second]
+    both = script.recorded(record, ["new", "old"])
+    assert [both[one].made_with for one in (first, second)] == [
+        "engine old, torch",
+        "engine new, torch",
+    ]
 
 
 @pytest.mark.timeout(900)
