@@ -14,15 +14,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from engine.config import Backend, EngineConfig
-from engine.core import EngineCore, EngineDead
-from engine.request import Request
-from engine.sampling_params import SamplingParams
+from engine.config import Backend
 from tests.engine.test_cli import running
 from tests.engine.test_models import TOKENS, prompts, transformers_greedy
 from tests.engine.test_rank_death import DEADLINE_S, OWNER, ranks_of
 from tests.gpu.conftest import generate, make_checkpoint
-from tests.gpu.test_two_devices import finish
+from tests.gpu.test_two_devices import lose, start
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,27 +62,10 @@ def test_a_lost_rank_ends_the_requests_and_the_ranks(
 ) -> None:
     owner = uuid.uuid4().hex
     monkeypatch.setenv(OWNER, owner)
-    config = EngineConfig(
-        model=str(make_checkpoint("llama", tmp_path)),
-        device="cuda",
-        tensor_parallel_size=tp,
-        pipeline_parallel_size=pp,
-        distributed_executor_backend="ray",
-        kv_cache_memory_bytes=1 << 26,
-        step_timeout_s=5.0,
-    )
-    core = EngineCore(config)
+    core = start(make_checkpoint("llama", tmp_path), tp, pp, "ray")
     ranks = ranks_of(owner, os.getpid())
-    try:
-        assert len(ranks) == 2
-        core.add(Request("long", (5, 6, 7), SamplingParams(max_tokens=400, ignore_eos=True)))
-        for _ in range(20):
-            core.step()
-        os.kill(ranks[1], sent)
-        with pytest.raises(EngineDead, match="rank"):
-            finish(core)
-    finally:
-        core.shutdown()
+    assert len(ranks) == 2
+    lose(core, ranks[1], sent)
     deadline = time.monotonic() + DEADLINE_S  # Ray gives a stopped process some seconds
     while ranks_of(owner, os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config import Backend, EngineConfig
 from engine.core import EngineCore, EngineDead
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -43,27 +43,37 @@ def test_tokens_are_transformers_own(
 def test_a_lost_rank_ends_the_requests_and_the_ranks(
     tmp_path: Path, tp: int, pp: int, sent: signal.Signals
 ) -> None:
-    """In the middle of an answer; the other rank then waits inside a collective."""
-    config = EngineConfig(
-        model=str(make_checkpoint("llama", tmp_path)),
-        device="cuda",
-        tensor_parallel_size=tp,
-        pipeline_parallel_size=pp,
-        kv_cache_memory_bytes=1 << 26,
-        step_timeout_s=5.0,
-    )
-    core = EngineCore(config)
+    core = start(make_checkpoint("llama", tmp_path), tp, pp, "mp")
     pids = core._executor._carrier.pids  # type: ignore[attr-defined]
+    lose(core, pids[1], sent)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def start(model: Path, tp: int, pp: int, executor: Backend) -> EngineCore:
+    return EngineCore(
+        EngineConfig(
+            model=str(model),
+            device="cuda",
+            tensor_parallel_size=tp,
+            pipeline_parallel_size=pp,
+            distributed_executor_backend=executor,
+            kv_cache_memory_bytes=1 << 26,
+            step_timeout_s=5.0,
+        )
+    )
+
+
+def lose(core: EngineCore, pid: int, sent: signal.Signals) -> None:
+    """A rank in the middle of an answer; the other then waits inside a collective. Ends `core`."""
     try:
         core.add(Request("long", (5, 6, 7), SamplingParams(max_tokens=400, ignore_eos=True)))
         for _ in range(20):
             core.step()
-        os.kill(pids[1], sent)
+        os.kill(pid, sent)
         with pytest.raises(EngineDead, match="rank"):
             finish(core)
     finally:
         core.shutdown()
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def finish(core: EngineCore) -> None:
